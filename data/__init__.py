@@ -1,0 +1,1 @@
+"""Dataset recipes and dated price cards."""

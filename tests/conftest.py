@@ -1,0 +1,19 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def data_home() -> Path:
+    """The folder of small real data copies, named by RECSYS_DATA_HOME."""
+    home = os.environ.get("RECSYS_DATA_HOME")
+    if not home or not Path(home).is_dir():
+        pytest.skip("RECSYS_DATA_HOME names no folder: tests on real published data need it (see data/README.md)")
+    return Path(home)
