@@ -192,8 +192,8 @@ def find_resource(kind: Literal["data", "experiments"], name: str, beside: Path 
     for candidate in (shipped / name, shipped / f"{name}.yaml", shipped / Path(name).name):
         if candidate.is_file():
             return candidate
-    folder = (shipped / name).parent
-    names = sorted(p.stem for p in folder.glob("*.yaml")) if folder.is_dir() else []
+    folder = shipped if Path(name).is_absolute() else (shipped / name).parent
+    names = sorted(p.stem for p in (folder if folder.is_dir() else shipped).glob("*.yaml"))
     raise InputError("no such file", file=name, expected=f"a path, or one of {names}")
 
 

@@ -1,0 +1,21 @@
+"""Raw files to contracts, by recipe; splits; the simulated marketplace.
+
+The public names are imported on first use, so that importing the package costs nothing. ``prepare`` is a module and
+a function of it: ``from recsys.datasets.prepare import prepare``.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_PUBLIC = {
+    "load_recipe": "recipe", "list_recipes": "recipe", "Recipe": "recipe",
+    "prepare_split": "split", "split_dataset": "split", "split_files": "split",
+    "DatasetInfo": "info", "load_dataset_info": "info", "expand_candidates": "candidates",
+    "content_hash": "text", "content_hashes": "text",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)

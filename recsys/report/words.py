@@ -1,0 +1,199 @@
+"""Numbers and findings in plain words: the one place where the report decides how something is said.
+
+The vocabulary is that of estimation: "estimated", "consistent with". A report never claims to have shown more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+_THIN = "\u202f"  # narrow no-break space: a number never parts from its unit
+_MINUS = "\u2212"
+
+GOALS = {"ctr": "click-through rate", "engagement": "engaged clicks", "revenue_per_mille": "ad revenue per thousand",
+         "conversion": "conversion rate", "hide": "hide rate", "dwell_ms": "dwell time"}
+UNITS = {"user_id": "user", "group_id": "story", "request_id": "request"}
+METHODS = {"offpolicy": "off-policy estimation from logged propensities", "randomized": "randomised test"}
+DIAGNOSTICS = {"ess": "effective sample size", "effective_clicks": "effective clicks", "max_weight": "largest weight",
+               "mean_weight": "mean weight", "mean_weight_se": "its standard error",
+               "top_1_percent_weight_share": "weight held by the top 1 %",
+               "ess_share": "effective share of rows", "shown_outside_policy": "shown, but outside the policy"}
+_VERDICTS = {"better": ("▲", "better"), "worse": ("▼", "worse"), "inconclusive": ("◆", "inconclusive")}
+
+
+def name_of(metric: str, table: Mapping[str, str] = GOALS) -> str:
+    """A metric's key in words."""
+    return table.get(metric, metric.replace("_", " "))
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _digits(*values: float) -> int:
+    """Decimals of a percentage: one where the largest is at least 1 %, else enough for two significant digits."""
+    size = max(abs(v) for v in values) * 100
+    return 1 if size >= 0.995 or size == 0 else min(7, 1 - math.floor(math.log10(size)))
+
+
+def percent(value: float | None, signed: bool = False, digits: int | None = None) -> str:
+    """A fraction as a percentage; a dash for nothing."""
+    if not _finite(value):
+        return "–"
+    assert value is not None
+    text = f"{abs(value) * 100:.{_digits(value) if digits is None else digits}f}"
+    sign = "" if float(text) == 0 else _MINUS if value < 0 else "+" if signed else ""
+    return f"{sign}{text}{_THIN}%"
+
+
+def signed_percent(value: float | None, digits: int | None = None) -> str:
+    """A lift, with its sign."""
+    return percent(value, signed=True, digits=digits)
+
+
+def level(lift: Mapping[str, Any]) -> str:
+    """The confidence level: 95 %."""
+    return f"{lift.get('confidence', 0.95) * 100:g}{_THIN}%"
+
+
+def money(value: float | None, signed: bool = False) -> str:
+    """Dollars with two or three significant digits, never in scientific notation."""
+    if not _finite(value):
+        return "–"
+    assert value is not None
+    size = abs(value)
+    exact = 2 if size >= 0.01 else 1  # three significant digits, two of a tiny amount
+    digits = 2 if size >= 1 or size == 0 else min(12, exact - math.floor(math.log10(size)))
+    sign = _MINUS if value < 0 else "+" if signed and value > 0 else ""
+    return f"{sign}${size:,.{digits}f}"
+
+
+def times(value: float) -> str:
+    """A multiple with two significant digits from a hundred on: 8,500×."""
+    if abs(value) < 100:
+        return f"{value:.3g}×".replace("-", _MINUS)
+    return f"{round(value, 1 - math.floor(math.log10(abs(value)))):,.0f}×".replace("-", _MINUS)
+
+
+def when(stamp: Any) -> str:
+    """An ISO time without its seconds: 2026-11-23 22:00 UTC; anything else as it is."""
+    text = str(stamp)
+    return f"{text[:10]} {text[11:16]} UTC" if text.endswith(("+00:00", "Z")) and len(text) >= 17 else text
+
+
+def number(value: Any) -> str:
+    """A count or a plain number with four significant digits; text and truth values as they are."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not _finite(value):
+        return "–" if value is None or isinstance(value, float) else str(value)
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}".replace("-", _MINUS)
+
+
+def value_of(metric: str, value: float | None) -> str:
+    """A metric's own value: rates as percentages, revenue as dollars, the rest as numbers."""
+    if metric.startswith("revenue"):
+        return money(value)
+    rate = metric in ("ctr", "conversion", "hide", "engagement") or metric.endswith("_rate")
+    if not rate or not _finite(value) or not value:
+        return percent(value) if rate else number(value)
+    # Three significant digits: arms differ by a few per cent of a rate, which is itself a per cent or so.
+    return percent(value, digits=max(1, 2 - math.floor(math.log10(abs(value) * 100))))
+
+
+def interval_text(interval: Mapping[str, Any] | None, style: Any = signed_percent) -> str:
+    """An interval as "low to high"; a dash where there is none."""
+    if not interval or interval.get("low") is None or interval.get("high") is None:
+        return "–"
+    low, high = interval["low"], interval["high"]
+    if style in (percent, signed_percent) and _finite(low) and _finite(high):
+        digits = _digits(low, high)
+        return f"{style(low, digits=digits)} to {style(high, digits=digits)}"
+    return f"{style(low)} to {style(high)}"
+
+
+def healthy(lift: Mapping[str, Any]) -> bool:
+    """True where no health check failed."""
+    return all(check.get("ok", True) for check in lift.get("health") or [])
+
+
+def verdict(arm: Mapping[str, Any]) -> tuple[str, str]:
+    """Sign and word for an arm's interval: all above zero, all below, or neither. Never by colour alone."""
+    interval = arm.get("lift") or {}
+    low, high = interval.get("low"), interval.get("high")
+    key = "inconclusive"
+    if low is not None and low > 0:
+        key = "better"
+    elif high is not None and high < 0:
+        key = "worse"
+    return _VERDICTS[key]
+
+
+def variants(lift: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The arms besides the baseline that have a lift, in the report's order."""
+    return {n: a for n, a in lift["arms"].items() if n != lift.get("baseline") and a.get("lift")}
+
+
+def headline(lift: Mapping[str, Any], statement: Mapping[str, Any] | None = None) -> str:
+    """The finding in one or two sentences that somebody outside the field can read."""
+    if not healthy(lift):
+        return "A health check failed. The lifts below are shown for repair only: do not act on them."
+    arms, baseline, goal = variants(lift), lift.get("baseline"), name_of(lift.get("goal", "goal metric"))
+    if not arms:
+        return "This experiment has no arm to compare with its baseline."
+    best = max(arms, key=lambda n: arms[n]["lift"]["estimate"])
+    interval = arms[best]["lift"]
+    if (interval.get("low") or 0) > 0:
+        text = (f"{best} is estimated to lift {goal} by {signed_percent(interval['estimate'])} over {baseline} "
+                f"({level(lift)} interval {interval_text(interval)}).")
+    else:
+        text = (f"No arm stands out from {baseline}. The highest estimate is {best}'s, "
+                f"{signed_percent(interval['estimate'])} in {goal}, and the data are consistent with anything from "
+                f"{interval_text(interval)} ({level(lift)} interval). That is not evidence of no effect.")
+    if arms[best].get("label") == "exploratory":
+        text = "Exploratory, on little evidence: " + text
+    return text + _substitute(statement, best, str(baseline))
+
+
+def _substitute(statement: Mapping[str, Any] | None, best: str, baseline: str) -> str:
+    curve = (statement or {}).get("substitution") or {}
+    chosen = curve.get("chosen")
+    if chosen in (None, best, baseline):
+        return ""
+    costs = {p["name"]: p["cost_per_mille"]["estimate"] for p in curve["points"]}
+    if best not in costs or chosen not in costs or costs[best] <= costs[chosen]:
+        return ""
+    share = f"{percent(costs[chosen] / costs[best])} of" if costs[best] else "none of"
+    return f" {chosen} is not significantly below it, at {share} its cost: on this evidence it could take its place."
+
+
+def threats(lift: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What could make the numbers wrong although every check passed: (threat, why)."""
+    unit = UNITS.get(lift.get("unit", ""), lift.get("unit", "unit"))
+    several = len(variants(lift))
+    out = [
+        ("Interference", "Arms share auctions and budgets in real traffic. An offline estimate holds the other "
+                         "side fixed, so advertisers' and users' reactions are not in it."),
+        ("Novelty and drift", "The estimate is about the period and the ads of the log. It says nothing about "
+                              "seasons, or about a policy that users have grown used to."),
+        ("Selection", f"Intervals treat each {unit} as independent of the others and the log as typical of the traffic "
+                      "the model would meet."),
+    ]
+    if lift.get("method") == "offpolicy":
+        out.append(("Logged propensities", "Every estimate reweights what another policy showed. It stands on the "
+                                           "logged probabilities being right, and on that policy having tried what the "
+                                           "arm would do; weights and support are in the diagnostics."))
+    if several > 1 and str(lift.get("multiplicity", "none")).startswith("none"):
+        out.append(("Several comparisons", f"{several} arms are compared with the baseline and the intervals are not "
+                                           "widened for that: the best of several looks better than it is."))
+    if not lift.get("peeking"):
+        out.append(("Peeking", "The intervals hold for one look at data whose size was fixed beforehand."))
+    out.append(("Prices", "Costs are measured seconds times dated list and spot prices of one machine. Your contract, "
+                          "region and load will differ."))
+    return out

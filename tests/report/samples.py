@@ -1,0 +1,83 @@
+"""Fabricated reports for the tests of the rendering. No number here was measured."""
+
+from __future__ import annotations
+
+import copy
+import datetime as dt
+from typing import Any
+
+from recsys.ledger import book, load_card, statement
+
+Json = dict[str, Any]
+
+
+def interval(estimate: float, low: float, high: float) -> Json:
+    return {"estimate": estimate, "low": low, "high": high}
+
+
+def arm(value: float, lift: Json | None, cost: float, truth: float | None = None, revenue: Json | None = None) -> Json:
+    out: Json = {
+        "value": value, "value_interval": {"low": value * .96, "high": value * 1.04}, "n": 184_320, "clusters": 12_034,
+        "cost_per_mille_usd": cost, "cost_per_mille_interval": {"low": cost * .39, "high": cost},
+        "lift": lift or interval(0.0, 0.0, 0.0), "label": "confirmatory", "interval_method": "DR, t",
+        "secondary": {"revenue_per_mille": {"value": value * 120, "lift": revenue or interval(0.0, 0.0, 0.0)},
+                      "engagement": {"value": value * .4, "lift": interval(.004, -.01, .018)}},
+        "diagnostics": {"ess": 14_211.3, "max_weight": 21.4, "mean_weight": 1.003, "mean_weight_se": .006,
+                        "top_1_percent_weight_share": .08, "clip_sensitivity": {"10": value * .98},
+                        "estimators": {"dr": value * .995, "ips": value * 1.01, "snips": value, "dm": None}},
+    }
+    if lift is not None:
+        out["absolute_lift"] = interval(*(lift[k] * .016 for k in ("estimate", "low", "high")))
+    if truth is not None:
+        out |= {"true_lift": truth, "covers_truth": lift is None or lift["low"] <= truth <= lift["high"]}
+    return out
+
+
+def marketplace() -> Json:
+    return {
+        "experiment": "marketplace", "goal": "ctr", "method": "offpolicy", "unit": "user_id", "confidence": 0.95,
+        "baseline": "ids_only", "created": "2026-11-23T22:00:00+00:00", "seed": 0,
+        "arms": {
+            "ids_only": arm(.0160, None, 8.5e-7, 0.0),
+            "hashed": arm(.0166, interval(.038, .009, .067), 8.5e-7, .031, interval(.03, -.004, .064)),
+            "minilm": arm(.0174, interval(.089, .058, .121), 2.1e-6, .094, interval(.08, .042, .118)),
+            "smollm2": arm(.0175, interval(.094, .062, .127), 2e-5, .099, interval(.085, .046, .125)),
+        },
+        "pairwise": {"minilm vs smollm2": {"difference": interval(-.005, -.024, .014)},
+                     "hashed vs smollm2": {"difference": interval(-.056, -.082, -.03)},
+                     "hashed vs minilm": {"difference": interval(-.051, -.076, -.026)}},
+        "multiplicity": "none: not corrected for the number of arms",
+        "health": [{"check": "mean importance weight", "ok": True, "detail": "1.003 ± 0.006"},
+                   {"check": "logged propensities", "ok": True, "detail": "all in (0, 1]"},
+                   {"check": "split", "ok": True, "detail": "no request on both sides"}],
+        "config_sha256": "9f2c" * 16, "data_sha256": "41ab" * 16,
+        "versions": {"recsys": "0.1.0", "torch": "2.13.0", "python": "3.11.7"},
+    }
+
+
+def broken() -> Json:
+    lift = copy.deepcopy(marketplace())
+    lift["health"].append({"check": "sample ratio", "ok": False, "detail": "821,588 to 815,482, p = 1.8e-06"})
+    return lift
+
+
+def minimal() -> Json:
+    """The keys that the page cannot do without, and nothing else."""
+    return {"experiment": "bare", "baseline": "a",
+            "arms": {"a": {}, "b": {"lift": interval(.01, -.02, .04)}}}
+
+
+def costs(lift: Json, seconds: dict[str, float] | None = None) -> list[Json]:
+    card, rows = load_card("2026-11"), []
+    for name in lift["arms"]:
+        usages: list[Json] = [{"stage": "train", "seconds": 40.0}]
+        if name in ("minilm", "smollm2"):
+            usages.append({"stage": "embed", "seconds": (seconds or {"minilm": 60.0, "smollm2": 900.0})[name],
+                           "model_id": f"open/{name}", "tokens": 620_000, "flops": 1e14})
+        rows += book(usages, card, "aws-c6a-large", lift["experiment"], name,
+                     now=dt.datetime(2026, 11, 23, tzinfo=dt.UTC)).to_pylist()
+    return rows
+
+
+def money(lift: Json) -> Json:
+    return statement(lift, costs(lift), 1_000_000)

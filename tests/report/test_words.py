@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from recsys.report import words
+from tests.report import samples
+
+
+def plain(text: str) -> str:
+    return text.replace("\u202f", " ").replace("\u2212", "-")
+
+
+@pytest.mark.parametrize(("value", "text"), [
+    (0.0941, "+9.4 %"), (-0.0141, "-1.4 %"), (0.0045, "+0.45 %"), (0.0, "0.0 %"), (0.00000066, "+0.000066 %"),
+    (None, "–"), (float("nan"), "–"), (-1e-12, "0.0000000 %"), (0.99999, "+100.0 %"),
+])
+def test_a_lift_in_words(value: float | None, text: str) -> None:
+    assert plain(words.signed_percent(value)) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [
+    (0.0, "$0.00"), (0.0765, "$0.0765"), (1234.5, "$1,234.50"), (0.0000128, "$0.000013"), (-0.0365, "-$0.0365"),
+    (None, "–"), (float("inf"), "–"),
+])
+def test_money_is_never_in_scientific_notation(value: float | None, text: str) -> None:
+    assert plain(words.money(value)) == text
+
+
+def test_rates_keep_three_digits_because_arms_differ_by_little() -> None:
+    assert [plain(words.value_of("ctr", v)) for v in (0.0160, 0.0166, 0.25, 0.0)] == ["1.60 %", "1.66 %", "25.0 %",
+                                                                                   "0.0 %"]
+
+
+def test_ends_of_an_interval_have_the_same_decimals() -> None:
+    assert plain(words.interval_text({"low": 0.009, "high": 0.067})) == "+0.9 % to +6.7 %"
+    assert words.interval_text(None) == words.interval_text({"low": None, "high": 1.0}) == "–"
+
+
+@pytest.mark.parametrize(("value", "text"), [(8532.0, "8,500×"), (2.345, "2.35×"), (-0.6, "-0.6×")])
+def test_a_multiple(value: float, text: str) -> None:
+    assert plain(words.times(value)) == text
+
+
+@pytest.mark.parametrize(("low", "high", "word"), [
+    (.01, .1, "better"), (-.1, -.01, "worse"), (-.1, .1, "inconclusive")])
+def test_the_reading_follows_the_interval_alone(low: float, high: float, word: str) -> None:
+    assert words.verdict({"lift": {"estimate": .05, "low": low, "high": high}})[1] == word
+
+
+def test_headline_names_the_best_arm_and_its_cheaper_substitute() -> None:
+    lift = samples.marketplace()
+    text = plain(words.headline(lift, samples.money(lift)))
+    assert text.startswith("smollm2 is estimated to lift click-through rate by +9.4 % over ids_only "
+                           "(95 % interval +6.2 % to +12.7 %).")
+    assert "minilm is not significantly below it" in text
+
+
+def test_headline_without_a_clear_arm_does_not_claim_no_effect() -> None:
+    text = plain(words.headline(samples.minimal()))
+    assert "No arm stands out from a" in text
+    assert "consistent with anything from -2.0 % to +4.0 %" in text
+    assert "not evidence of no effect" in text
+
+
+def test_headline_of_a_failed_health_check_gives_no_number() -> None:
+    text = words.headline(samples.broken())
+    assert "health check failed" in text
+    assert "%" not in text
+
+
+def test_an_exploratory_arm_is_called_so() -> None:
+    lift = copy.deepcopy(samples.marketplace())
+    lift["arms"]["smollm2"]["label"] = "exploratory"
+    assert words.headline(lift).startswith("Exploratory")
+
+
+def test_the_report_never_claims_proof() -> None:
+    for lift in (samples.marketplace(), samples.broken(), samples.minimal()):
+        said = words.headline(lift) + " ".join(t + w for t, w in words.threats(lift))
+        assert not any(word in said.lower() for word in ("prove", "certain", "guarantee"))
+
+
+def test_threats_follow_the_design() -> None:
+    lift = samples.marketplace()
+    names = {t for t, _ in words.threats(lift)}
+    assert {"Interference", "Logged propensities", "Several comparisons"} <= names
+    lift |= {"method": "randomized", "multiplicity": "holm"}
+    assert not {"Logged propensities", "Several comparisons"} & {t for t, _ in words.threats(lift)}
