@@ -28,14 +28,14 @@ EXAMINED = np.array([[1.0, 0.70, 0.0], [1.0, 0.80, 0.62], [1.0, 0.0, 0.0]])
 """P(examined) by surface and slot."""
 
 SURFACE_SHARE = (0.45, 0.30, 0.25)
-SURFACE_BASE = np.array([-4.15, -4.05, -4.05])
+SURFACE_BASE = np.array([-4.3, -4.2, -4.2])
 
 # Rows: STYLES; columns: feed (social), discovery (visual), messaging (commerce intent). In logits, for a user
 # of average affinity. The same line helps on one surface and hurts on another.
 STYLE_EFFECT = np.array([[-0.25, -0.25, 0.35], [0.05, -0.15, 0.50], [0.50, 0.10, 0.00],
                          [0.10, 0.50, -0.20], [0.20, 0.30, -0.15], [0.00, -0.05, 0.30]])
 AFFINITY = 0.5  # logits from the least to the most inclined user of a surface
-INTEREST = 2.7  # logits from no interest in an ad's meaning to the strongest
+INTEREST = 3.0  # logits from no interest in an ad's meaning to the strongest
 SATURATION = 30.0
 EVENING = 0.15  # logits, amplitude of the daily cycle, peak at 20 h
 
@@ -59,7 +59,7 @@ class MarketplaceParams(Strict):
     ad_lifetime_days: float = Field(14.0, gt=0, description="mean life of an ad; campaigns end")
     late_vocabulary: float = Field(0.8, ge=0, le=1, description="chance of late phrases in an ad of the last day")
     segments: int = Field(12, ge=2)
-    segment_noise: float = Field(0.2, ge=0, le=1, description="share of users whose declared segment is random")
+    segment_noise: float = Field(0.15, ge=0, le=1, description="share of users whose declared segment is random")
     category_noise: float = Field(0.25, ge=0, le=1, description="share of ads whose declared category is random")
     targeting: float = Field(0.5, ge=0, lt=1, description="share of candidates drawn by noisy interest targeting")
     activity_exponent: float = Field(0.7, ge=0, description="Zipf exponent of requests over users")
@@ -244,15 +244,17 @@ def build_world(params: MarketplaceParams, seed: int) -> World:
     """Draw the hidden state; the same parameters and seed give the same state."""
     users, ads = _users(params, seed), _ads(params, seed)
     lean, rng = users.pop("lean"), stream(seed, "legacy")
-    # The legacy ranker knows how a segment likes the declared category on average, and is wrong about each ad.
+    # The legacy ranker knows roughly how a segment likes the declared category and the topic, and is wrong about
+    # each ad: better than chance, and clearly worse than what the log would let a new ranker learn.
     category_of = np.array(vocabulary().category_of)
     liked = np.stack([lean[:, category_of == c].mean(axis=1) for c in range(category_of.max() + 1)], axis=1)
-    known = np.log1p(SATURATION * liked[:, ads["declared_category"]]) / np.log1p(SATURATION)
+    guess = 0.5 * liked[:, ads["declared_category"]] + 0.5 * lean[:, ads["subtopic"] // SUBTOPICS]
+    known = np.log1p(SATURATION * guess) / np.log1p(SATURATION)
     noise = rng.normal(0.0, 0.3, params.ads) + rng.normal(0.0, 0.2, (params.segments, params.ads))
     # At least enough ads must be alive at any time, so the oldest ones of the start never end.
     ended = ads["ended"]
     ended[np.argsort(ads["created"], kind="stable")[:params.candidates]] = params.days + 1.0
-    return World(**users, **ads, legacy=1.2 * known + noise)
+    return World(**users, **ads, legacy=known + noise)
 
 
 def load_params(folder: Path) -> MarketplaceParams:

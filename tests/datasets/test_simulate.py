@@ -100,7 +100,7 @@ def test_history_is_the_clicks_of_earlier_days(impressions: pa.Table) -> None:
 def test_logged_propensity_is_the_marginal_of_the_policy_that_ran() -> None:
     """Serve one request of each surface many times: shares must match the logged marginals."""
     params = MarketplaceParams(**SMALL)
-    world, repeats = build_world(params, 3), 40_000
+    world, repeats = build_world(params, 3), 20_000
     one = draw_requests(params, world, 3)
     for surface, slots in enumerate(SLOTS):
         row = int(np.flatnonzero(one.surface == surface)[0])

@@ -15,7 +15,7 @@ from recsys.datasets.marketplace_truth import Marketplace
 from recsys.datasets.simulate import simulate_dataset
 from recsys.errors import InputError
 
-PARAMS = {"users": 500, "advertisers": 40, "ads": 300, "requests": 30_000, "days": 10}
+PARAMS = {"users": 500, "advertisers": 40, "ads": 300, "requests": 20_000, "days": 10}
 
 
 @pytest.fixture(scope="module")

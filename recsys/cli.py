@@ -1,0 +1,259 @@
+"""The command line: one function per verb. Heavy libraries are imported inside, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from recsys import __version__
+from recsys.errors import InputError, RecsysError
+from recsys.log import log, setup_logging
+from recsys.serving.commands import score, serve
+
+app = typer.Typer(name="recsys", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="An open ad-recommendation engine that keeps the books on AI.")
+
+_Set = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override a key of the experiment "
+                                                                               "file. May be repeated.")]
+_Home = Annotated[Path | None, typer.Option("--data-home", envvar="RECSYS_DATA_HOME", show_envvar=True,
+                                            help="Folder that holds the raw data sets.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+_File = Annotated[str, typer.Argument(help="Experiment file: a path, or the name of a shipped one.")]
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"recsys {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log one JSON object a line.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version."
+                                          )] = False,
+) -> None:
+    """Options of every verb; they stand before it."""
+    setup_logging("DEBUG" if verbose else "INFO", log_json)
+
+
+def _say(result: dict[str, Any], as_json: bool, text: str) -> None:
+    typer.echo(json.dumps(result, indent=2, default=str) if as_json else text)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("runs/demo"),
+    overrides: _Set = None,
+    as_json: _Json = False,
+) -> None:
+    """The whole engine on the simulated marketplace: what lift did an open model bring, and what did it cost?"""
+    experiment("marketplace", out, overrides, None, as_json)
+
+
+@app.command()
+def prepare(
+    recipe: Annotated[str, typer.Argument(help="Recipe: a path, or a shipped name (see --list).")] = "",
+    out: Annotated[Path | None, typer.Option("--out", help="Output folder.")] = None,
+    home: _Home = None,
+    file: Annotated[list[str] | None, typer.Option("--file", metavar="TABLE=PATH", help="Read a table of the recipe "
+                                                   "from this file instead.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of a simulated data set.")] = 0,
+    show: Annotated[bool, typer.Option("--list", help="List the shipped recipes.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """Raw files to contracts: impressions.parquet, ads.parquet, dataset.json."""
+    from recsys.datasets.prepare import prepare as run
+    from recsys.datasets.recipe import list_recipes
+
+    if show:
+        typer.echo("\n".join(f"{r.name:<20} {r.title}" for r in list_recipes()))
+        return
+    if not recipe or out is None:
+        raise InputError("a recipe and --out are needed", file="prepare", expected="recsys prepare RECIPE --out FOLDER")
+    files = dict(_pair(item) for item in file or [])
+    manifest = run(recipe, out, data_home=home, files=files or None, seed=seed)
+    _say(manifest, as_json, f"{out}: " + ", ".join(f"{n:,} {k}" for k, n in manifest["rows"].items()))
+
+
+def _pair(item: str) -> tuple[str, str]:
+    key, sep, value = item.partition("=")
+    if not sep:
+        raise InputError("malformed option", file="--file", got=item, expected="TABLE=PATH")
+    return key, value
+
+
+@app.command()
+def embed(
+    dataset: Annotated[Path, typer.Argument(help="Prepared data set (recsys prepare) with ads.parquet.")],
+    model: Annotated[str, typer.Option(help="smollm2-135m, minilm, hashed, length; or a folder, GGUF file or hub id "
+                                            "of a Llama-architecture model.")] = "smollm2-135m",
+    kind: Annotated[str | None, typer.Option(help="llama, sentence, hashed or length; default: by the model's name.")
+                    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Store; default DATASET/content/MODEL.")] = None,
+    option: Annotated[list[str] | None, typer.Option("--set", metavar="key=value", help="Further keys of an encoder: "
+                                                     "pooling, layer, prompt, max_tokens ...")] = None,
+    machine: Annotated[str, typer.Option(help="Price row of this machine, for the cost rows.")] = "",
+    as_json: _Json = False,
+) -> None:
+    """Content embeddings of a data set's ads, into a store that is never computed twice."""
+    from recsys.config import EncoderConfig, MoneyConfig, apply_overrides, parse_model
+    from recsys.content import embed_texts
+    from recsys.contracts import read_parquet
+    from recsys.ledger import book, load_card, write_costs
+
+    plain = model in ("hashed", "length")
+    value: dict[str, Any] = {"kind": kind or ("sentence" if model == "minilm" else model if plain else "llama")}
+    value |= {} if plain else {"model": model}
+    encoder = parse_model(EncoderConfig, apply_overrides(value, option or []), "embed")
+    store = out or dataset / "content" / Path(model).name
+    manifest = embed_texts(read_parquet(dataset / "ads.parquet"), encoder, store)
+    usage = json.loads((store / "usage.json").read_text())
+    money = MoneyConfig()
+    costs = book([usage], load_card(money.price_card), machine or money.machine, "embed", model)
+    write_costs(costs, store / "costs.parquet")
+    _say({**manifest, "usage": usage}, as_json,
+         f"{store}: {usage['texts']:,} texts, {usage['tokens']:,} tokens, {usage['seconds']:.1f} s; "
+         f"${sum(costs['EffectiveCost'].to_pylist()):.6f}")
+
+
+@app.command()
+def index(
+    store: Annotated[Path, typer.Argument(help="Content store (recsys embed).")],
+    out: Annotated[Path | None, typer.Option("--out", help="Index folder; default STORE/index.")] = None,
+    as_json: _Json = False,
+) -> None:
+    """A FAISS index over a content store, with a checksummed manifest and its recall measured."""
+    from recsys.retrieval import build_index
+
+    manifest = build_index(store, out or store / "index")
+    _say(manifest, as_json, f"{out or store / 'index'}: {json.dumps(manifest.get('facts', {}), default=str)}")
+
+
+@app.command()
+def search(
+    folder: Annotated[Path, typer.Argument(metavar="INDEX", help="Index folder (recsys index).")],
+    text: Annotated[str, typer.Argument(help="The query.")],
+    k: Annotated[int, typer.Option(min=1, help="How many ads.")] = 10,
+    as_json: _Json = False,
+) -> None:
+    """The ads nearest in meaning to a text."""
+    from recsys.retrieval import search_text
+
+    found = search_text(folder, text, k)
+    _say({"results": found}, as_json, "\n".join(f"{r['score']:.4f}  {r['ad_id']}" for r in found))
+
+
+@app.command()
+def train(
+    file: _File,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run: metrics.json, model/.")],
+    arm: Annotated[str | None, typer.Option(help="Which arm, where there are several.")] = None,
+    overrides: _Set = None,
+    home: _Home = None,
+    as_json: _Json = False,
+) -> None:
+    """Train one arm's ranker and measure it on the test part."""
+    from recsys.config import load_config
+    from recsys.experiment import run_training
+
+    metrics = run_training(load_config(file, overrides), out, home, arm)
+    test = metrics.get("test", metrics["train"])
+    shown = {k: v for k, v in test.items() if isinstance(v, int | float)}
+    _say(metrics, as_json, f"{out}: " + ", ".join(f"{k} {v:.5g}" for k, v in shown.items()))
+
+
+@app.command()
+def experiment(
+    file: _File,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run.")],
+    overrides: _Set = None,
+    home: _Home = None,
+    as_json: _Json = False,
+) -> None:
+    """Run every arm of an experiment: data, content, training, policies, costs, report."""
+    from recsys.config import load_config
+    from recsys.experiment import run_experiment
+
+    result = run_experiment(load_config(file, overrides), out, home)
+    _report(result, out, as_json)
+
+
+@app.command()
+def lift(
+    folder: Annotated[Path, typer.Argument(help="An experiment's folder.")],
+    as_json: _Json = False,
+) -> None:
+    """Make the report again from an experiment's logs alone: report/lift.json, then report/lift.html."""
+    from recsys.experiment import make_report
+
+    _report(make_report(folder), folder, as_json)
+
+
+def _report(result: dict[str, Any], out: Path, as_json: bool) -> None:
+    from recsys.report import render_terminal
+
+    _say(result, as_json, "" if as_json else f"{render_terminal(result)}\n{out / 'report' / 'lift.html'}")
+
+
+@app.command()
+def ledger(
+    folder: Annotated[Path, typer.Argument(help="An experiment's folder.")],
+    as_json: _Json = False,
+) -> None:
+    """The cost rows by arm and stage, and the profit-and-loss statement."""
+    from recsys.contracts import open_parquet
+    from recsys.ledger import read_costs
+
+    open_parquet(folder / "costs.parquet")
+    costs = read_costs(folder / "costs.parquet").to_pylist()
+    file = folder / "report" / "statement.json"
+    if not file.is_file():
+        raise InputError("no such file", file=file, expected="a report: run recsys lift first")
+    books = json.loads(file.read_text())
+    lines = [f"{r['x_ArmId']:<16} {r['x_Stage']:<9} {r['x_Seconds'] or 0:10.1f} s  ${r['EffectiveCost']:.6f}"
+             f"  [{r['x_CostLow'] or 0:.6f}, {r['x_CostHigh'] or 0:.6f}]  {r['ChargeDescription']}" for r in costs]
+    lines += [f"{n:<16} revenue of the model 0 by construction; cost per mille ${a['cost_per_mille']['estimate']:.6f}; "
+              f"net per mille ${a['net_per_mille']['estimate']:.4f} "
+              f"[{a['net_per_mille']['low']:.4f}, {a['net_per_mille']['high']:.4f}]" for n, a in books["arms"].items()]
+    _say(books, as_json, "\n".join(lines))
+
+
+@app.command()
+def doctor(as_json: _Json = False) -> None:
+    """Versions, accelerator, models and data found, what is missing, and the line that mends it."""
+    from recsys.doctor import examine
+
+    found = examine()
+    lines = []
+    for check in found:
+        lines.append(f"{'ok  ' if check['ok'] else 'MISS'} {check['name']}: {check['found']}")
+        lines += [f"     mend: {check['mend']}"] if check["mend"] else []
+    _say({"checks": found}, as_json, "\n".join(lines))
+    if any(not c["ok"] and c["needed"] for c in found):
+        raise typer.Exit(1)
+
+
+app.command("score")(score)
+app.command("serve")(serve)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a verb; a :class:`RecsysError` becomes one line on standard error and its exit code."""
+    try:
+        app(arguments)
+    except RecsysError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        log.warning("interrupted; the same command goes on from here")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

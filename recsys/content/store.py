@@ -1,0 +1,180 @@
+"""The content store: one vector per distinct ad text and encoder, made once.
+
+    manifest = embed_texts(ads, EncoderConfig(kind="sentence"), Path("work/content/minilm"))
+
+A store is a folder with ``content.parquet`` (the CONTENT contract; ``vector`` is a fixed-size list of float16) and
+``usage.json`` (what making the vectors took, whenever it was done). Vectors are keyed by content hash, model, revision
+and pooling: a second run embeds nothing, ads added later are all that is embedded, and a killed run leaves its finished
+chunks in a hidden folder beside the store, where the next run finds them.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from recsys.config import EncoderConfig
+from recsys.content.encoders import Encoder, make_encoder
+from recsys.content.parts import Parts, read_store, write_content
+from recsys.errors import InputError
+from recsys.log import log, progress
+from recsys.stage import Stage, read_manifest, run_stage, sha256_json, write_json
+
+CONTENT_FILE, USAGE_FILE = "content.parquet", "usage.json"
+
+
+def ad_text(title: str, body: str | None = None) -> str:
+    """The text that is embedded: ``title``, or ``title. body`` where there is a body that is not blank."""
+    title, body = title.strip(), (body or "").strip()
+    return f"{title}. {body}" if title and body else title or body
+
+
+def read_usage(store: str | Path) -> dict[str, Any]:
+    """A store's usage.json (keys: see :func:`embed_texts`)."""
+    path = Path(store) / USAGE_FILE
+    if not path.is_file():
+        raise InputError("not a content store", file=path, got="no such file", expected="a folder made by recsys embed")
+    return dict(json.loads(path.read_text()))
+
+
+def embed_texts(ads: pa.Table, config: EncoderConfig, out: str | Path, *, device: str = "auto",
+                chunk: int | None = None) -> dict[str, Any]:
+    """Embed every distinct text among the ads that the store does not hold yet.
+
+    Args:
+        ads: needs ``content_hash`` and ``title``; ``body`` is used where it is there.
+        config: the encoder. A store made by another encoder is replaced.
+        out: the store's folder.
+        device: ``auto`` | ``cpu`` | ``cuda``.
+        chunk: texts encoded and saved at a time, so what a kill can lose; default 256 on a CPU, 8192 on a GPU.
+
+    Returns:
+        The manifest, with ``cached`` true where there was nothing to embed. ``usage.json`` beside it says::
+
+            stage "embed", model_id, model_revision, pooling, texts, tokens, seconds (of encoding, loading left out),
+            device, device_name, parameters, flops (2 * parameters * tokens), utilisation (flops a second over the
+            fastest matrix product measured on the device; null without a network), cached_texts (already there when
+            the store was last added to)
+
+        all but the last of them totals over every run that added to the store.
+
+    Raises:
+        InputError: a column is missing, a hash or title is null, or the model cannot be read.
+    """
+    out = Path(out)
+    _refuse_other_folder(out)
+    wanted = _distinct_texts(ads)
+    encoder = make_encoder(config, device)
+    identity = {"model_id": encoder.model_id, "model_revision": encoder.revision, "pooling": encoder.pooling}
+    parts = Parts(out.parent / f".{out.name}.{sha256_json(identity)[:12]}.parts", identity, encoder.dim)
+    held = read_store(out / CONTENT_FILE, identity, encoder.dim) if read_manifest(out) is not None else None
+    have = set() if held is None else set(held["content_hash"].to_pylist())
+    parts.discard(have)  # of a run that was killed after its store appeared, before it had cleared up
+    missing = {h: t for h, t in wanted.items() if h not in have}
+    if held is not None and not missing:
+        log.info("embed: up to date, all %d texts have vectors of %s, nothing to do (%s)",
+                 len(wanted), encoder.model_id, out)
+        return {**(read_manifest(out) or {}), "cached": True}
+    before = read_usage(out) if held is not None else None
+    _encode_missing(encoder, missing, parts, chunk)
+
+    def build(stage: Stage) -> None:
+        table, usage = parts.collect(missing)
+        whole = table if held is None else pa.concat_tables([held, table])
+        write_content(whole, stage.path(CONTENT_FILE))
+        write_json(stage.path(USAGE_FILE), _usage(encoder, usage, before, cached=len(have)))
+        stage.rows = {"content": whole.num_rows}
+        stage.facts = {**identity, "dim": encoder.dim, "embedded": table.num_rows, "cached": len(have)}
+
+    hashes = sha256_json(sorted(have | wanted.keys()))
+    manifest = run_stage("embed", out, config={**identity, "dim": encoder.dim, "texts_sha256": hashes}, inputs={},
+                         build=build)
+    parts.clear()
+    return manifest
+
+
+def _refuse_other_folder(out: Path) -> None:
+    # Before hours of work, not after: run_stage would refuse the one and replace the other.
+    manifest = read_manifest(out)
+    if manifest is None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError("the output folder holds something that is not a content store", file=out,
+                         expected="an empty or new folder, or a content store")
+    if manifest is not None and manifest.get("stage") != "embed":
+        raise InputError("the output folder is another stage's", file=out, column="stage", got=manifest.get("stage"),
+                         expected="embed")
+
+
+def _distinct_texts(ads: pa.Table) -> dict[str, str]:
+    for name in ("content_hash", "title"):
+        if name not in ads.column_names:
+            raise InputError("missing column", file="ads", column=name, got=ads.column_names, expected="string")
+        if ads[name].null_count:
+            row = ads[name].to_pylist().index(None)
+            raise InputError("null value", file="ads", column=name, row=row, got="null", expected="a string")
+    if ads.num_rows == 0:
+        raise InputError("no rows", file="ads", got="0 rows", expected="at least one ad")
+    first: dict[str, int] = {}  # content hash -> its first row
+    for row, key in enumerate(ads["content_hash"].to_pylist()):
+        first.setdefault(key, row)
+    chosen = ads.take(list(first.values()))
+    bodies = chosen["body"].to_pylist() if "body" in ads.column_names else [None] * len(first)
+    return {h: ad_text(t, b) for h, t, b in zip(first, chosen["title"].to_pylist(), bodies, strict=True)}
+
+
+def _encode_missing(encoder: Encoder, missing: dict[str, str], parts: Parts, chunk: int | None) -> None:
+    done = parts.hashes()
+    if done & missing.keys():
+        log.info("embed: %d of %d texts were embedded by a run that did not finish, going on from there",
+                 len(done & missing.keys()), len(missing))
+    todo = [h for h in missing if h not in done]
+    if not todo:
+        return
+    chunk = chunk or (8192 if encoder.device == "cuda" else 256)
+    ceiling = _ceiling(encoder)  # loads the weights too, so that the clock below sees encoding only
+    log.info("embed: %d texts with %s on %s", len(todo), encoder.model_id, encoder.device)
+    began, told = time.perf_counter(), time.perf_counter()
+    with progress("texts") as bar:
+        task = bar.add_task(f"embed {encoder.model_id}", total=len(missing), completed=len(missing) - len(todo))
+        for at in range(0, len(todo), chunk):
+            keys = todo[at : at + chunk]
+            start = time.perf_counter()
+            batch = encoder.encode([missing[k] for k in keys])
+            seconds = time.perf_counter() - start
+            parts.add(keys, batch, {"seconds": seconds, "ceiling": ceiling})
+            bar.update(task, advance=len(keys))
+            if bar.disable and (now := time.perf_counter()) - told > 30:  # a log file gets a line every half minute
+                rate, told = (at + len(keys)) / (now - began), now
+                log.info("embed: %d/%d texts, %.0f texts/s, %.0f s left", at + len(keys), len(todo), rate,
+                         (len(todo) - at - len(keys)) / rate)
+
+
+def _ceiling(encoder: Encoder) -> float | None:
+    if encoder.parameters == 0:
+        return None
+    from recsys.content.device import matmul_ceiling
+
+    return matmul_ceiling(encoder.device, encoder.dtype)
+
+
+def _usage(encoder: Encoder, runs: list[dict[str, Any]], before: dict[str, Any] | None, cached: int) -> dict[str, Any]:
+    """Totals over the finished chunks and what the store already said."""
+    from recsys.content.device import device_name
+
+    before = before or {"texts": 0, "tokens": 0, "seconds": 0.0, "flops": 0, "utilisation": None}
+    parameters = encoder.parameters
+    tokens = sum(r["tokens"] for r in runs)
+    flops = before["flops"] + 2 * parameters * tokens
+    # What the device could have done in the time: utilisation is flops over it, in total as in each part.
+    possible = sum(r["seconds"] * r["ceiling"] for r in runs if r["ceiling"])
+    possible += before["flops"] / before["utilisation"] if before["utilisation"] else 0.0
+    return {
+        "stage": "embed", "model_id": encoder.model_id, "model_revision": encoder.revision, "pooling": encoder.pooling,
+        "texts": before["texts"] + sum(r["texts"] for r in runs), "tokens": before["tokens"] + tokens,
+        "seconds": before["seconds"] + sum(r["seconds"] for r in runs), "device": encoder.device,
+        "device_name": device_name(encoder.device), "parameters": parameters, "flops": flops,
+        "utilisation": flops / possible if possible else None, "cached_texts": cached,
+    }

@@ -1,0 +1,25 @@
+"""Off-policy and randomised evaluation: policies, estimators, intervals and the lift report."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_WHERE = {
+    "lift": ("compute_lift", "offpolicy_lift", "randomized_lift", "write_lift"),
+    "policy": ("ranker_policy", "uniform_policy"),
+    "offpolicy": ("diagnostics", "join_policy", "pseudo_outcomes", "read_log"),
+    "randomized": ("oracle_lift", "picked", "read_tests", "value_per_test"),
+    "intervals": ("Interval", "bootstrap_interval", "choose_interval", "cluster_sums", "t_interval", "welch_interval"),
+    "betting": ("betting_interval", "betting_mean", "empirical_bernstein"),
+    "health": ("srm", "srm_of_groups"),
+}
+_MODULE = {name: module for module, names in _WHERE.items() for name in names}
+__all__ = sorted(_MODULE)
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module of a public name when it is first asked for: importing this package stays cheap."""
+    if name not in _MODULE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE[name]}"), name)

@@ -1,0 +1,154 @@
+"""Checks that stand above the numbers of a report: a failed one greys the lifts out, a fatal one refuses them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import ArrayLike
+from scipy.special import bdtrc, chdtrc
+
+from recsys.errors import InputError, Refused
+from recsys.evaluation.columns import encode
+
+SRM_ALPHA = 1e-3
+SRM_SHARE = 0.1  # of many small tests: real logs have a few odd ones (arms added late), a broken splitter most
+
+
+def check(name: str, ok: bool, detail: str) -> dict[str, Any]:
+    """One line of the health banner."""
+    return {"check": name, "ok": bool(ok), "detail": detail}
+
+
+def srm(counts: ArrayLike, shares: ArrayLike | None = None) -> tuple[float, float]:
+    """Sample ratio mismatch: chi-square statistic and p-value of counts against planned shares.
+
+    Args:
+        counts: float[k], units per arm.
+        shares: float[k], planned; default equal.
+
+    References:
+        Fabijan et al. (2019). Diagnosing sample ratio mismatch in online controlled experiments. KDD.
+    """
+    seen = np.asarray(counts, dtype=np.float64)
+    planned = np.ones(len(seen)) if shares is None else np.asarray(shares, dtype=np.float64)
+    if len(seen) < 2 or len(seen) != len(planned) or not (planned > 0).all() or seen.sum() <= 0:
+        raise InputError("counts not allowed", got=seen.tolist(), expected="two or more arms with planned shares > 0")
+    expected = seen.sum() * planned / planned.sum()
+    statistic = float(((seen - expected) ** 2 / expected).sum())
+    return statistic, float(chdtrc(len(seen) - 1, statistic))
+
+
+def srm_of_groups(trials: ArrayLike, groups: ArrayLike, pooled: bool = False) -> dict[str, Any]:
+    """Sample ratio mismatch over many small tests at once: are there more small p-values than chance makes?
+
+    Args:
+        trials: float[n], viewers of each arm; equal shares were planned within a group.
+        groups: int[n], codes 0..G-1.
+        pooled: an arm may be the sum of two or three equal arms (repeated rows that were added up), so its planned
+            share is the nearest such multiple of the group's smallest arm.
+
+    Returns:
+        A health line; not ok where more than a tenth of the groups have p < 0.01, and so many have themselves a
+        binomial probability below 0.001 under equal allocation.
+    """
+    count, code = np.asarray(trials, dtype=np.float64), np.asarray(groups, dtype=np.int64)
+    parts = _parts(count, code) if pooled else np.ones(len(count))
+    arms, total = np.bincount(code), np.bincount(code, count)
+    use = (arms >= 2) & (total > 0)
+    if not use.any():
+        return check("sample ratio", True, "no test with two or more arms to check")
+    expected = (total / np.maximum(np.bincount(code, parts), 1.0))[code] * parts
+    safe = np.where(expected > 0, expected, 1.0)
+    statistic = np.bincount(code, (count - expected) ** 2 / safe)
+    small, tests = int((chdtrc(arms[use] - 1, statistic[use]) < 0.01).sum()), int(use.sum())
+    # bdtrc(k, n, p) is the chance of more than k of n
+    overall = 1.0 if small == 0 else float(bdtrc(small - 1, tests, 0.01))
+    return check("sample ratio", overall >= SRM_ALPHA or small <= SRM_SHARE * tests,
+                 f"{small} of {tests} tests have p < 0.01 for equal allocation (about {tests / 100:.0f} expected; "
+                 f"p = {overall:.2g})")
+
+
+def _parts(count: np.ndarray, code: np.ndarray) -> np.ndarray:
+    least = np.full(int(code.max()) + 1, np.inf)
+    np.minimum.at(least, code, count)
+    parts: np.ndarray = np.rint(count / np.maximum(least[code], 1.0))
+    return np.where((parts >= 1) & (parts <= 3), parts, 1.0)
+
+
+def require_logged_propensity(table: pa.Table) -> None:
+    """Propensities must be there, and must not be the log's own frequencies.
+
+    Raises:
+        InputError: there is no ``propensity`` column.
+        Refused: a propensity is null, or all of them equal how often the ad occurs in this very log.
+    """
+    if "propensity" not in table.column_names:
+        raise InputError("missing column", file="log", column="propensity", got=sorted(table.column_names),
+                         expected="the logged probability of the ad that was shown")
+    column = table.column("propensity")
+    if column.null_count:
+        raise Refused(f"{column.null_count:,} of {len(column):,} rows have no logged propensity: off-policy evaluation "
+                      "needs the probability that the logging policy wrote down, and it is never reconstructed")
+    if "propensity_source" in table.column_names:
+        sources = set(pc.unique(table.column("propensity_source")).to_pylist())
+        if sources != {"logged"}:
+            raise Refused(f"propensity_source is {sorted(map(str, sources))}: only logged ones carry an estimate")
+    propensity = column.to_numpy()
+    if len(propensity) < 100 or np.ptp(propensity) < 1e-9:
+        return
+    for keys in (["ad_id"], ["ad_id", "slot"], ["ad_id", "surface"]):
+        if all(k in table.column_names for k in keys) and _is_frequency(table, keys, propensity):
+            raise Refused("propensities equal the frequencies of " + " x ".join(keys) + " in this log: they were "
+                          "reconstructed from it, not logged by the policy that chose")
+
+
+def _is_frequency(table: pa.Table, keys: list[str], propensity: np.ndarray) -> bool:
+    coded = [encode(table.column(key))[1] for key in keys]
+    cell = coded[0] if len(coded) == 1 else coded[0] * (int(coded[1].max()) + 1) + coded[1]
+    counts = np.bincount(cell)[cell].astype(np.float64)
+    within = np.full(len(cell), float(len(cell))) if len(coded) == 1 else np.bincount(coded[1])[coded[1]].astype(float)
+    return bool(np.allclose(propensity, counts / within, rtol=1e-6, atol=0.0))
+
+
+def duplicates(table: pa.Table, decision: tuple[str, ...] = ("request_id", "slot")) -> dict[str, Any]:
+    """Health line: no impression and no decision (one slot of a request, one arm of a test) stands in the log twice."""
+    keys = [["impression_id"], [k for k in decision if k in table.column_names]]
+    worst = 0
+    for names in keys:
+        distinct = table.group_by(names).aggregate([]).num_rows
+        worst = max(worst, table.num_rows - distinct)
+    return check("duplicate exposures", worst == 0,
+                 f"{worst:,} of {table.num_rows:,} rows repeat an impression or a decision")
+
+
+def split_audit(audit: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Health line of the split's ``audit.json``, where the caller has one: what the two parts hold and share.
+
+    A shared story is a failure here only if the audit says that rows belong to stories; elsewhere (the same ads
+    before and after a date) sharing is what serving looks like.
+    """
+    if audit is None:
+        return []
+    counted = {name: audit[name] for name in ("requests", "groups", "texts") if isinstance(audit.get(name), dict)}
+    detail = "; ".join(f"{name}: {part.get('train', 0):,} train, {part.get('test', 0):,} test, "
+                       f"{part.get('shared', 0):,} shared" for name, part in counted.items())
+    leaks = [counted[n].get("shared", 0) for n in ("groups", "texts") if n in counted] if audit.get("stories") else []
+    requests = counted.get("requests", {}).get("shared", 0)
+    return [check("split audit", not any(leaks) and not requests, detail or "no counts in the audit")]
+
+
+def unit_of_analysis(table: pa.Table, unit: str) -> dict[str, Any]:
+    """Health line: units that share a user (or a story) are not analysed as if they were independent."""
+    for wider in ("user_id", "group_id"):
+        if wider == unit or wider not in table.column_names or table.column(wider).null_count:
+            continue
+        pairs = table.select([unit, wider]).group_by([unit, wider]).aggregate([])
+        units, groups = (len(pc.unique(pairs.column(n))) for n in (unit, wider))
+        nested = pairs.num_rows == units  # every unit lies in one of the wider groups
+        if nested and groups < units:
+            return check("unit of analysis", False, f"{units:,} values of {unit} lie in {groups:,} of {wider}: their "
+                         f"outcomes may depend on each other, so intervals are too narrow; analyse by {wider}")
+    return check("unit of analysis", True, f"independent unit: {unit}")

@@ -1,0 +1,255 @@
+"""Intervals for ratios of sums over clusters: Student t, bootstrap, and the rule that picks one.
+
+Every number that evaluation publishes is a ratio of two sums over independent clusters (users, stories):
+
+* a mean over rows is (sum of outcomes) / (number of rows);
+* a relative lift is (sum of arm A's outcomes) / (sum of arm B's outcomes) - 1, both on the same log.
+
+So there is one kind of input, :class:`ClusterSums`, and each method is one function of it. Rows of one
+cluster may depend on each other in any way; clusters are taken as independent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import stdtr, stdtrit
+
+from recsys.errors import InputError, Refused
+
+Floats = NDArray[np.float64]
+Method = Literal["t", "bootstrap", "t+bootstrap", "betting"]
+
+MIN_ESS, MIN_CLUSTERS = 30.0, 10
+EXPLORATORY_ESS, EXPLORATORY_CLICKS, EXPLORATORY_CLUSTERS = 1_000.0, 100.0, 100
+FULL_ESS, FINE_TOP_SHARE = 10_000.0, 0.25
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A point estimate and the interval around it.
+
+    Attributes:
+        estimate: the point estimate.
+        low: lower end.
+        high: upper end.
+        se: standard error where the method has one.
+        p_value: two-sided, against the null that belongs to the quantity (a lift or a difference of 0).
+        method: how the interval was made.
+        label: ``confirmatory`` or ``exploratory``.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    se: float | None = None
+    p_value: float | None = None
+    method: str = "t"
+    label: str = "confirmatory"
+
+    def shifted(self, by: float) -> Interval:
+        """The same interval moved by a constant (a ratio becomes a lift by -1)."""
+        return replace(self, estimate=self.estimate + by, low=self.low + by, high=self.high + by)
+
+    def scaled(self, by: float) -> Interval:
+        """The same interval in another unit; ``by`` > 0."""
+        se = None if self.se is None else self.se * by
+        return replace(self, estimate=self.estimate * by, low=self.low * by, high=self.high * by, se=se)
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ClusterSums:
+    """Numerator and denominator summed within each cluster: two float64[G] arrays."""
+
+    numerator: Floats
+    denominator: Floats
+
+    @property
+    def ratio(self) -> float:
+        """Sum of the numerator over sum of the denominator.
+
+        Raises:
+            Refused: the denominator's sum is not above zero, so that the ratio means nothing.
+        """
+        below = float(self.denominator.sum())
+        if not below > 0:
+            raise Refused(f"the denominator of the ratio sums to {below:.4g}: no clicks, or too few, to compare with")
+        return float(self.numerator.sum()) / below
+
+
+def cluster_sums(numerator: ArrayLike, denominator: ArrayLike, clusters: NDArray[np.int64]) -> ClusterSums:
+    """Sum two float[n] row vectors within clusters; ``clusters`` holds int codes 0..G-1, one per row."""
+    count = int(clusters.max()) + 1 if len(clusters) else 0
+    total = [np.bincount(clusters, np.broadcast_to(np.asarray(x, float), clusters.shape), count).astype(np.float64)
+             for x in (numerator, denominator)]
+    present = np.bincount(clusters, minlength=count) > 0
+    if present.sum() < 2:
+        raise Refused(f"{int(present.sum())} cluster(s): an interval needs at least two independent units")
+    return ClusterSums(total[0][present], total[1][present])
+
+
+def t_interval(sums: ClusterSums, confidence: float = 0.95, null: float | None = None) -> Interval:
+    """Delta-method (linearised) t interval of a ratio, robust to any dependence within clusters.
+
+    With R = sum a / sum b, cluster c has influence z_c = (a_c - R b_c) / mean(b); SE^2 = sum z_c^2 / (G (G - 1)),
+    degrees of freedom G - 1.
+
+    Args:
+        sums: G clusters.
+        confidence: coverage aimed at.
+        null: value of the ratio under the null hypothesis, for the p-value.
+
+    References:
+        Liang, Zeger (1986). Longitudinal data analysis using generalized linear models. Biometrika 73(1).
+        Deng, Knoblich, Lu (2018). Applying the delta method in metric analytics. KDD.
+    """
+    ratio, groups = sums.ratio, len(sums.numerator)
+    influence = (sums.numerator - ratio * sums.denominator) / sums.denominator.mean()
+    se = float(np.sqrt((influence @ influence) / (groups * (groups - 1))))
+    half = float(stdtrit(groups - 1, 0.5 + confidence / 2)) * se
+    p_value = None if null is None else _two_sided(ratio - null, se, groups - 1)
+    return Interval(ratio, ratio - half, ratio + half, se, p_value, "t")
+
+
+def _two_sided(difference: float, se: float, df: float) -> float:
+    if se == 0.0:
+        return 1.0 if difference == 0.0 else 0.0
+    return float(2 * stdtr(df, -abs(difference) / se))
+
+
+def bootstrap_interval(
+    sums: ClusterSums, confidence: float = 0.95, draws: int = 2000, seed: int = 0, null: float | None = None
+) -> Interval:
+    """Percentile interval of the ratio when whole clusters are drawn again with replacement (multinomial).
+
+    Numerator and denominator are drawn together, so what two arms share on the same rows cancels as it does
+    in the estimate. Draws are made in blocks of about 4 million counts.
+
+    References:
+        Field, Welsh (2007). Bootstrapping clustered data. JRSS B 69(3).
+    """
+    rng, groups = np.random.default_rng(seed), len(sums.numerator)
+    both = np.stack([sums.numerator, sums.denominator], axis=1)
+    totals, step = np.empty((draws, 2)), max(1, 4_000_000 // groups)
+    for at in range(0, draws, step):
+        rows = min(step, draws - at)
+        picked = rng.integers(0, groups, (rows, groups)) + np.arange(rows)[:, None] * groups
+        totals[at:at + rows] = np.bincount(picked.ravel(), minlength=rows * groups).reshape(rows, groups) @ both
+    fine = totals[:, 1] > 0
+    if fine.mean() < 0.99:
+        raise Refused("more than 1 % of the bootstrap draws have no click to compare with: too few clicks")
+    ratios = totals[fine, 0] / totals[fine, 1]
+    low, high = np.quantile(ratios, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    p_value = None
+    if null is not None:
+        tail = min((ratios <= null).sum(), (ratios >= null).sum())
+        p_value = float(min(1.0, 2 * (tail + 1) / (len(ratios) + 1)))
+    return Interval(sums.ratio, float(low), float(high), float(ratios.std(ddof=1)), p_value, "bootstrap")
+
+
+def wider_of(first: Interval, second: Interval) -> Interval:
+    """Hull of two intervals of the same estimate, with the larger standard error and p-value."""
+    p_values = [p for p in (first.p_value, second.p_value) if p is not None]
+    errors = [s for s in (first.se, second.se) if s is not None]
+    return Interval(first.estimate, min(first.low, second.low), max(first.high, second.high),
+                    max(errors, default=None), max(p_values, default=None), f"{first.method}+{second.method}")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which interval is published, under which label, and why."""
+
+    method: Method
+    label: Literal["confirmatory", "exploratory"]
+    reason: str
+
+
+def choose_interval(ess: float, effective_clicks: float, clusters: int, top_share: float = 0.0) -> Choice:
+    """The rule fixed before results exist (docs/decisions/0005-intervals.md).
+
+    Args:
+        ess: effective sample size of the worst arm involved, (sum w)^2 / sum w^2.
+        effective_clicks: (sum w r)^2 / sum (w r)^2 of the worst arm involved.
+        clusters: number of independent units.
+        top_share: share of the total weight that the largest 1 % of weights carry, worst arm.
+
+    Raises:
+        Refused: the evidence cannot carry any interval.
+    """
+    if ess < MIN_ESS or clusters < MIN_CLUSTERS or effective_clicks < 2:
+        raise Refused(
+            f"effective sample size {ess:.1f}, effective clicks {effective_clicks:.1f}, clusters {clusters}: no "
+            f"interval is published below {MIN_ESS:.0f}, 2 and {MIN_CLUSTERS}; log more, or evaluate a policy nearer "
+            "the logging one"
+        )
+    facts = f"effective sample size {ess:,.0f}, effective clicks {effective_clicks:,.0f}, clusters {clusters:,}"
+    if ess < EXPLORATORY_ESS or effective_clicks < EXPLORATORY_CLICKS or clusters < EXPLORATORY_CLUSTERS:
+        return Choice("betting", "exploratory", facts)
+    if ess >= FULL_ESS and top_share <= FINE_TOP_SHARE:
+        return Choice("t", "confirmatory", facts)
+    return Choice("t+bootstrap", "confirmatory", facts)
+
+
+def interval(
+    sums: ClusterSums, choice: Choice, confidence: float = 0.95, draws: int = 2000, seed: int = 0,
+    null: float | None = None,
+) -> Interval:
+    """The interval of the chosen method around ``sums.ratio``, labelled as chosen."""
+    from recsys.evaluation.betting import betting_interval
+
+    if choice.method == "betting":
+        made = betting_interval(sums, confidence, seed=seed)
+    elif choice.method == "bootstrap":
+        made = bootstrap_interval(sums, confidence, draws, seed, null)
+    else:
+        made = t_interval(sums, confidence, null)
+        if choice.method == "t+bootstrap":
+            made = wider_of(made, bootstrap_interval(sums, confidence, draws, seed, null))
+    return replace(made, label=choice.label)
+
+
+def welch_interval(
+    sum_a: float, squares_a: float, n_a: int, sum_b: float, squares_b: float, n_b: int,
+    confidence: float = 0.95, relative: bool = True,
+) -> Interval:
+    """Difference of two independent samples' means from their sums: absolute, or relative to sample a's mean.
+
+    The relative form is the delta method for mean_b / mean_a - 1; degrees of freedom after Welch and
+    Satterthwaite. For independent arms of a randomised test analysed at the unit of randomisation.
+
+    Args:
+        sum_a: sum of the baseline sample; ``squares_a`` its sum of squares; ``n_a`` its size.
+        squares_a: see ``sum_a``.
+        n_a: see ``sum_a``.
+        sum_b: the same of the variant.
+        squares_b: see ``sum_b``.
+        n_b: see ``sum_b``.
+        confidence: coverage aimed at.
+        relative: divide by sample a's mean.
+
+    References:
+        Deng, Knoblich, Lu (2018). Applying the delta method in metric analytics. KDD.
+    """
+    if min(n_a, n_b) < 2:
+        raise InputError("too few units", got=(n_a, n_b), expected="at least two in each sample")
+    mean_a, mean_b = sum_a / n_a, sum_b / n_b
+    if relative and mean_a <= 0:
+        raise Refused(f"the baseline's mean is {mean_a:.4g}: a relative difference from it means nothing")
+    error_a = (squares_a - n_a * mean_a**2) / (n_a - 1) / n_a
+    error_b = (squares_b - n_b * mean_b**2) / (n_b - 1) / n_b
+    spread = error_a + error_b
+    df = spread**2 / (error_a**2 / (n_a - 1) + error_b**2 / (n_b - 1)) if spread > 0 else n_a + n_b - 2.0
+    if relative:
+        estimate = mean_b / mean_a - 1
+        se = float(np.sqrt(error_b / mean_a**2 + error_a * mean_b**2 / mean_a**4))
+    else:
+        estimate, se = mean_b - mean_a, float(np.sqrt(spread))
+    half = float(stdtrit(df, 0.5 + confidence / 2)) * se
+    return Interval(estimate, estimate - half, estimate + half, se, _two_sided(estimate, se, df), "welch")

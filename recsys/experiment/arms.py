@@ -1,0 +1,197 @@
+"""One arm: its content vectors, its ranker, and the policy that it would have followed on the test part."""
+
+from __future__ import annotations
+
+import json
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recsys.config import ArmConfig, ExperimentConfig
+from recsys.contracts import IMPRESSIONS, POLICY, read_parquet, validate
+from recsys.datasets import load_dataset_info
+from recsys.errors import InputError
+from recsys.log import log, progress
+from recsys.stage import Stage, run_stage, write_json
+
+REQUESTS_AT_ONCE = 8192  # a block of requests is expanded to all its candidates in memory
+
+
+def embed_arm(config: ExperimentConfig, arm: ArmConfig, out: Path) -> Path | None:
+    """Embed the split's ads with the arm's encoder into ``out/content/NAME``; None for an arm without content."""
+    if arm.content is None:
+        return None
+    from recsys.content import embed_texts
+
+    ads = out / "split" / "ads.parquet"
+    if not ads.is_file():
+        raise InputError("the data set has no texts to embed", file=ads, column=f"arms.*.content = {arm.content}",
+                         expected="a recipe with an ads table, or arms without content")
+    store = out / "content" / arm.content
+    embed_texts(read_parquet(ads), config.encoders[arm.content], store)
+    return store
+
+
+def train_arm(config: ExperimentConfig, name: str, out: Path, model_out: Path | None = None) -> dict[str, Any]:
+    """Train one arm's ranker on ``out/split`` into ``out/arms/NAME/model``.
+
+    Args:
+        config: the experiment.
+        name: the arm.
+        out: the experiment's folder, already split, the arm's content already embedded.
+        model_out: another place for the model folder.
+
+    Returns:
+        The model's metrics; empty for an arm whose policy is fixed.
+    """
+    arm = config.arms[name]
+    if arm.policy != "ranker":
+        return {}
+    content = None
+    if arm.content is not None:
+        from recsys.content import for_ads, load_vectors
+
+        content = for_ads(load_vectors(out / "content" / arm.content), read_parquet(out / "split" / "ads.parquet"))
+    target = model_out or out / "arms" / name / "model"
+    if config.model.kind == "ridge":
+        from recsys.training.ridge import train_ridge
+
+        if content is None:
+            raise InputError("a ridge ranker needs content", file="experiment", column=f"arms.{name}.content",
+                             got="null", expected="the name of an encoder")
+        return train_ridge(out / "split", config.model, target, content=content, seed=config.seed, name=name)
+    from recsys.training import train_model
+
+    return train_model(out / "split", config.model, config.training, target, seed=config.seed, content=content,
+                       name=f"{config.name}/{name}")
+
+
+def arm_policy(config: ExperimentConfig, name: str, out: Path) -> dict[str, Any]:
+    """Write ``out/arms/NAME/policy/policy.parquet``: what the arm would have shown on the test part.
+
+    Returns:
+        The stage's manifest; ``facts.usage`` is the measured scoring work.
+    """
+    arm, folder = config.arms[name], out / "arms" / name
+    inputs = {"test": out / "split" / "test.parquet"}
+    if arm.policy == "ranker":
+        inputs["model"] = folder / "model"
+    randomized = config.evaluation.method == "randomized"
+
+    def build(stage: Stage) -> None:
+        started = time.perf_counter()
+        if randomized:
+            table, scored = _choices(arm, folder, out, config)
+        else:
+            table, scored = _slates(arm, folder, out, config, name)
+        pq.write_table(validate(table, POLICY), stage.path("policy.parquet"), compression="zstd")
+        stage.rows["policy"] = table.num_rows
+        requests = len(table["request_id"].unique())
+        stage.facts["usage"] = {"stage": "score", "seconds": scored, "device": "cpu", "requests": requests,
+                                "rows": table.num_rows, "model_id": f"{config.name}/{name}"}
+        log.info("policy %s: %s rows in %.1f s", name, f"{table.num_rows:,}", time.perf_counter() - started)
+
+    settings = {"arm": arm.model_dump(mode="json"), "policy": config.evaluation.policy.model_dump(mode="json"),
+                "method": config.evaluation.method}
+    return run_stage("policy", folder / "policy", config=settings, inputs=inputs, build=build)
+
+
+def _choices(arm: ArmConfig, folder: Path, out: Path, config: ExperimentConfig) -> tuple[pa.Table, float]:
+    """POLICY of a randomised test: one slot, all on the highest-scored candidate (shared among ties)."""
+    from recsys.evaluation.randomized import picked, read_tests
+    from recsys.training.ridge import RidgeModel
+
+    test = read_parquet(out / "split" / "test.parquet", IMPRESSIONS)
+    scores, seconds = None, 0.0
+    if arm.policy == "ranker":
+        model = RidgeModel.load(folder / "model")
+        started = time.perf_counter()
+        scores = model.score(test)
+        seconds = time.perf_counter() - started
+    tests = read_tests(test, config.evaluation.unit)
+    probability = np.zeros(test.num_rows)
+    probability[tests.rows] = picked(tests, scores, arm.content or arm.policy)
+    columns = {"request_id": test["request_id"], "slot": pa.array(np.zeros(test.num_rows, np.int32)),
+               "ad_id": test["ad_id"], "probability": probability}
+    if scores is not None:
+        columns["score"] = pa.array(scores)
+    return pa.table(columns), seconds
+
+
+def _slates(arm: ArmConfig, folder: Path, out: Path, config: ExperimentConfig, name: str) -> tuple[pa.Table, float]:
+    """POLICY of an ad log: the ranker's softmax slate over every request's candidates."""
+    from recsys.datasets.candidates import expand_candidates
+    from recsys.evaluation.policy import ranker_policy, uniform_policy
+    from recsys.serving.scorer import Scorer
+
+    split = out / "split"
+    info, ads = load_dataset_info(split), read_parquet(split / "ads.parquet")
+    test = read_parquet(split / "test.parquet", IMPRESSIONS)
+    test = test.sort_by([("request_id", "ascending"), ("slot", "ascending")])
+    scorer = Scorer.load(folder / "model") if arm.policy == "ranker" else None
+    parts, seconds = [], 0.0
+    with progress("requests") as bar:
+        blocks = _blocks(test)
+        task = bar.add_task(f"scoring {name}", total=test.num_rows)
+        for block in blocks:
+            rows = expand_candidates(block, ads, info)
+            if scorer is None:
+                parts.append(uniform_policy(rows))
+            else:
+                started = time.perf_counter()
+                p_click = scorer.score(rows)["click"]
+                seconds += time.perf_counter() - started
+                parts.append(ranker_policy(rows, p_click, config.evaluation.policy))
+            bar.advance(task, block.num_rows)
+    return pa.concat_tables(parts), seconds
+
+
+def _blocks(test: pa.Table) -> list[pa.Table]:
+    """Slices of a table sorted by request, of whole requests."""
+    request = test["request_id"].combine_chunks().dictionary_encode()
+    codes = request.indices.to_numpy() if isinstance(request, pa.DictionaryArray) else request.combine_chunks().indices
+    starts = np.flatnonzero(np.append(True, np.diff(np.asarray(codes)) != 0))
+    edges = [*starts[::REQUESTS_AT_ONCE].tolist(), test.num_rows]
+    return [test.slice(a, b - a) for a, b in pairwise(edges)]
+
+
+def arm_usages(config: ExperimentConfig, name: str, out: Path) -> list[dict[str, Any]]:
+    """Measured work of one arm: embedding, training, scoring; each arm pays in full what it would need alone.
+
+    Scoring is measured on the test part and scaled to the impressions between two refreshes.
+    """
+    arm, folder = config.arms[name], out / "arms" / name
+    usages: list[dict[str, Any]] = []
+    if arm.content is not None:
+        usages.append(json.loads((out / "content" / arm.content / "usage.json").read_text()))
+    metrics = folder / "model" / "metrics.json"
+    if metrics.is_file():
+        usages.append({**json.loads(metrics.read_text())["usage"], "model_id": f"{config.name}/{name}"})
+    score = json.loads((folder / "policy" / "manifest.json").read_text())["facts"]["usage"]
+    if arm.policy == "ranker" and score["requests"]:
+        scale = config.money.impressions_per_refresh / score["requests"]
+        usages.append({**score, "seconds": score["seconds"] * scale, "measured_seconds": score["seconds"]})
+    return [{**usage, "arm_id": name} for usage in usages]
+
+
+def write_truth(config: ExperimentConfig, out: Path) -> Path | None:
+    """Ask the simulator for the true value of every arm's policy; ``out/truth.json``, or None for real data."""
+    split = out / "split"
+    if not load_dataset_info(split).simulated:
+        return None
+    from recsys.datasets.marketplace_truth import Marketplace
+
+    market = Marketplace.load(split)
+    test = read_parquet(split / "test.parquet", IMPRESSIONS)
+    truth = {}
+    for name in config.arms:
+        found = market.true_outcomes(test, read_parquet(out / "arms" / name / "policy" / "policy.parquet", POLICY))
+        truth[name] = {"ctr": found["click_rate"], "engagement": found["engagement_rate"],
+                       **({"revenue_per_mille": found["revenue_per_mille"]} if "revenue_per_mille" in found else {})}
+    write_json(out / "truth.json", truth)
+    return out / "truth.json"

@@ -1,0 +1,71 @@
+"""The report and the money, from an experiment's logs alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from recsys.config import ExperimentConfig, parse_model, read_yaml
+from recsys.contracts import IMPRESSIONS, POLICY, read_parquet
+from recsys.errors import InputError
+from recsys.experiment.arms import arm_usages
+from recsys.ledger import book, costs_per_mille, load_card, read_costs, statement, write_costs
+from recsys.stage import sha256_file, write_json
+
+
+def write_experiment_costs(config: ExperimentConfig, out: Path) -> pa.Table:
+    """Book every arm's measured work as COSTS rows: ``out/costs.parquet``."""
+    usages = [u for name in config.arms for u in arm_usages(config, name, out)]
+    money = config.money
+    table = book(usages, load_card(money.price_card), money.machine, config.name, list(config.arms),
+                 impressions_per_refresh=money.impressions_per_refresh)
+    write_costs(table, out / "costs.parquet")
+    return table
+
+
+def make_report(out: str | Path) -> dict[str, Any]:
+    """Write ``report/lift.json``, ``report/statement.json`` and ``report/lift.html`` from an experiment's folder.
+
+    Reads ``config.yaml``, ``split/test.parquet``, every arm's ``policy.parquet``, ``costs.parquet`` and, for
+    simulated data, ``truth.json``; trains and scores nothing.
+
+    Returns:
+        The contents of ``lift.json``.
+
+    Raises:
+        InputError: a log is missing. Refused: the evidence does not carry a lift.
+    """
+    from recsys.evaluation import offpolicy_lift, randomized_lift, write_lift
+    from recsys.report import render_html
+
+    out = Path(out)
+    if not (out / "config.yaml").is_file():
+        raise InputError("not an experiment's folder", file=out, got="no config.yaml",
+                         expected="a folder that recsys experiment wrote")
+    config = parse_model(ExperimentConfig, read_yaml(out / "config.yaml"), out / "config.yaml")
+    test_file = out / "split" / "test.parquet"
+    test = read_parquet(test_file, IMPRESSIONS)
+    policies = {n: read_parquet(out / "arms" / n / "policy" / "policy.parquet", POLICY) for n in config.arms}
+    costs = read_costs(out / "costs.parquet").to_pylist()
+    money: dict[str, dict[str, Any]] = {name: {"cost_per_mille_usd": 0.0} for name in config.arms}
+    for name, cost in costs_per_mille(costs, config.money.impressions_per_refresh).items():
+        money[name] = {"cost_per_mille_usd": cost["estimate"],
+                       "cost_per_mille_interval": {"low": cost["low"], "high": cost["high"]}}
+    common: dict[str, Any] = {"audit": json.loads((out / "split" / "audit.json").read_text()),
+                              "data_sha256": sha256_file(test_file)}
+    if config.evaluation.method == "randomized":
+        scores = {n: p["score"].to_numpy() if "score" in p.column_names else None for n, p in policies.items()}
+        lift = randomized_lift(test, scores, config, money, **common)
+    else:
+        truth = out / "truth.json"
+        lift = offpolicy_lift(test, policies, config, money,
+                              json.loads(truth.read_text()) if truth.is_file() else None, **common)
+    lift["seed"] = config.seed
+    write_lift(out / "report" / "lift.json", lift)
+    books = statement(lift, costs, config.money.impressions_per_refresh)
+    write_json(out / "report" / "statement.json", books)
+    render_html(lift, books, out / "report" / "lift.html")
+    return lift

@@ -1,0 +1,84 @@
+"""Run an experiment file: all arms, or the training of one."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recsys.config import ExperimentConfig
+from recsys.datasets.split import prepare_split
+from recsys.errors import InputError
+from recsys.experiment.arms import arm_policy, embed_arm, train_arm, write_truth
+from recsys.experiment.reporting import make_report, write_experiment_costs
+from recsys.log import log
+from recsys.stage import write_atomic, write_json
+
+
+def save_config(config: ExperimentConfig, out: Path) -> None:
+    """Write the resolved experiment file beside the results."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "config.yaml", yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True))
+
+
+def run_experiment(config: ExperimentConfig, out: str | Path, data_home: str | Path | None = None) -> dict[str, Any]:
+    """Run every arm of an experiment and write its report.
+
+    Finished stages of an earlier run with the same configuration and data are not done again, and a killed run
+    goes on where it was.
+
+    Args:
+        config: the experiment.
+        out: its folder (docs/architecture.md says what lies where).
+        data_home: folder of raw files; default: the experiment's, then RECSYS_DATA_HOME.
+
+    Returns:
+        The contents of ``out/report/lift.json``.
+    """
+    out, started = Path(out), time.perf_counter()
+    if len(config.arms) < 2:
+        raise InputError("an experiment compares arms", file="experiment", column="arms", got=sorted(config.arms),
+                         expected="at least two arms")
+    prepare_split(config, out, data_home)
+    save_config(config, out)
+    for at, (name, arm) in enumerate(config.arms.items(), 1):
+        log.info("arm %d of %d: %s", at, len(config.arms), name)
+        embed_arm(config, arm, out)
+        train_arm(config, name, out)
+        arm_policy(config, name, out)
+    write_truth(config, out)
+    write_experiment_costs(config, out)
+    lift = make_report(out)
+    log.info("%s: done in %.0f s; the report is %s", config.name, time.perf_counter() - started,
+             out / "report" / "lift.html")
+    return lift
+
+
+def run_training(config: ExperimentConfig, out: str | Path, data_home: str | Path | None = None,
+                 arm: str | None = None) -> dict[str, Any]:
+    """Train one arm's ranker and write ``out/metrics.json``.
+
+    Args:
+        config: the experiment; its split decides what is trained on and what is tested on.
+        out: folder of the run; the model lies in ``out/model``.
+        data_home: folder of raw files.
+        arm: name of the arm; default: the only arm with a ranker, else an error that lists them.
+
+    Returns:
+        The metrics: ``train`` and ``test`` parts, ``samples_per_second``, ``input_stall_share``.
+    """
+    out = Path(out)
+    rankers = [n for n, a in config.arms.items() if a.policy == "ranker"]
+    if arm is None and len(rankers) != 1:
+        raise InputError("which arm?", file="--arm", got=None, expected=f"one of {rankers}")
+    name = arm or rankers[0]
+    if name not in rankers:
+        raise InputError("no such arm with a ranker", file="--arm", got=name, expected=f"one of {rankers}")
+    prepare_split(config, out, data_home)
+    save_config(config, out)
+    embed_arm(config, config.arms[name], out)
+    metrics = train_arm(config, name, out, out / "model")
+    write_json(out / "metrics.json", metrics)
+    return metrics

@@ -1,0 +1,1 @@
+"""Encoded features and feature-major batches."""

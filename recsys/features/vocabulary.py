@@ -1,0 +1,223 @@
+"""Categorical values to table rows: a vocabulary with a frequency threshold, or a stable hash.
+
+Row 0 of every table is the out-of-vocabulary row: unknown values, rare values and missing values share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys.errors import InputError
+
+OUT_OF_VOCABULARY = 0
+_SEED = 0x9E3779B97F4A7C15
+
+
+def _splitmix64(x: np.ndarray) -> np.ndarray:
+    # Finaliser of SplitMix64 (Steele, Lea, Flood 2014); uint64 arithmetic wraps.
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+_BYTE_CODES = _splitmix64((np.arange(1, 257, dtype=np.uint64)) * np.uint64(_SEED))
+
+
+def stable_hash(values: pa.Array) -> np.ndarray:
+    """Hash strings, the same on every machine and in every run.
+
+    A polynomial in the byte codes modulo 2^64, mixed by SplitMix64; no loop over strings.
+
+    Args:
+        values: string array [n] without nulls.
+
+    Returns:
+        uint64 [n].
+    """
+    if len(values) == 0:
+        return np.zeros(0, np.uint64)
+    binary = pa.array(values.cast(pa.large_binary()))
+    offsets = np.frombuffer(binary.buffers()[1], np.int64)[binary.offset : binary.offset + len(binary) + 1]
+    lengths = np.diff(offsets)
+    data = binary.buffers()[2]
+    text = np.zeros(0, np.uint8) if data is None else np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]]
+    codes = _BYTE_CODES[text]
+    starts = offsets[:-1] - offsets[0]
+    powers = np.full(max(int(lengths.max()), 1), np.uint64(0x100000001B3), np.uint64)
+    powers[0] = 1
+    powers = np.cumprod(powers, dtype=np.uint64)
+    terms = codes * powers[np.arange(len(codes)) - np.repeat(starts, lengths)]
+    # reduceat gives the element itself for an empty slice, and does not take a start at the very end.
+    sums = np.add.reduceat(np.append(terms, np.uint64(0)), starts)
+    sums[lengths == 0] = 0
+    return _splitmix64(sums + lengths.astype(np.uint64) * np.uint64(_SEED))
+
+
+def as_strings(column: pa.Array, name: str, file: str | Path | None = None) -> pa.Array:
+    """A categorical column as strings; null becomes "" (missing), whole-numbered floats lose their ".0".
+
+    Raises:
+        InputError: the column's type is not categorical (string, integer, whole-numbered float, boolean).
+    """
+    kind = column.type
+    if pa.types.is_floating(kind):
+        try:
+            column = column.cast(pa.int64())  # an integer column with gaps, as other readers write it
+        except pa.ArrowInvalid:
+            raise InputError("wrong type", file=file, column=name, got=str(kind),
+                             expected="a categorical column (string, integer or boolean)") from None
+    elif pa.types.is_null(kind):
+        return pa.array([""] * len(column), pa.string())
+    elif not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)
+              or pa.types.is_boolean(kind)):
+        raise InputError("wrong type", file=file, column=name, got=str(kind),
+                         expected="a categorical column (string, integer or boolean)")
+    return pc.fill_null(column.cast(pa.string()), "")
+
+
+def flatten(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """One plain (not chunked, not dictionary-encoded) array of a column."""
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Rows of one embedding table.
+
+    Args:
+        name: table name.
+        kind: ``vocabulary`` (listed values, row i + 1 for ``values[i]``) or ``hash``.
+        rows: rows of the table, row 0 included.
+        values: the listed values, most frequent first; empty for ``hash``.
+    """
+
+    name: str
+    kind: Literal["vocabulary", "hash"]
+    rows: int
+    values: pa.Array = field(repr=False, compare=False, default_factory=lambda: pa.array([], pa.string()))
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {value: row for row, value in enumerate(self.values.to_pylist(), 1)}
+
+    def _unique_rows(self, values: pa.Array) -> np.ndarray:
+        if self.kind == "hash":
+            rows = (stable_hash(values) % np.uint64(self.rows - 1)).astype(np.int32) + 1
+            rows[pc.equal(values, "").to_numpy(zero_copy_only=False)] = OUT_OF_VOCABULARY
+            return rows
+        if len(values) * 8 < self.rows:  # few values: a kept dictionary beats hashing the whole vocabulary again
+            index = self._index
+            return np.array([index.get(v, OUT_OF_VOCABULARY) for v in values.to_pylist()], np.int32)
+        found = pc.fill_null(pc.index_in(values, value_set=self.values), -1)
+        return found.to_numpy(zero_copy_only=False).astype(np.int32) + 1
+
+    def encode(self, column: pa.ChunkedArray | pa.Array, name: str, file: str | Path | None = None) -> np.ndarray:
+        """Table rows of a column.
+
+        Args:
+            column: [n] strings, integers or booleans; nulls are missing values.
+            name: named in errors.
+            file: named in errors.
+
+        Returns:
+            int32 [n], each in [0, rows).
+        """
+        flat = flatten(column)
+        if len(flat) == 0:
+            return np.zeros(0, np.int32)
+        coded = flat.dictionary_encode(null_encoding="encode")
+        rows = self._unique_rows(as_strings(coded.dictionary, name, file))
+        return check_rows(rows[coded.indices.to_numpy(zero_copy_only=False)], self.rows, name, file)
+
+
+def check_rows(rows: np.ndarray, limit: int, name: str, file: str | Path | None = None, offset: int = 0) -> np.ndarray:
+    """Refuse a row outside its table: the embedding kernels would silently read row 0 instead.
+
+    Raises:
+        InputError: with the first offending position.
+    """
+    if len(rows) and (rows.min() < 0 or rows.max() >= limit):
+        at = int(np.flatnonzero((rows < 0) | (rows >= limit))[0])
+        raise InputError("id out of range", file=file, column=name, row=at + offset,
+                         got=int(rows[at]), expected=f"a row in [0, {limit})")
+    return rows
+
+
+class Counter:
+    """Counts the values of one table over a stream of columns."""
+
+    def __init__(self) -> None:
+        self._parts: list[pa.Table] = []
+        self._pending = 0
+
+    def add(self, column: pa.ChunkedArray | pa.Array, name: str, file: str | Path | None = None) -> None:
+        """Count the values of one column."""
+        counts = pc.value_counts(flatten(column))
+        if len(counts) == 0:
+            return
+        values = as_strings(counts.field("values"), name, file)
+        self._parts.append(pa.table({"value": values, "count": counts.field("counts")}))
+        self._pending += len(values)
+        if self._pending > 1 << 20:  # keep memory at the number of distinct values, not of chunks
+            self._parts = [self._merged()]
+            self._pending = 0
+
+    def _merged(self) -> pa.Table:
+        merged = pa.concat_tables(self._parts).group_by("value").aggregate([("count", "sum")])
+        return pa.table({"value": merged["value"], "count": merged["count_sum"]})
+
+    def vocabulary(self, name: str, min_count: int, hash_buckets: int) -> Vocabulary:
+        """Values seen at least ``min_count`` times, or a hash table where those exceed ``hash_buckets``."""
+        if not self._parts:
+            return Vocabulary(name, "vocabulary", 1)
+        merged = self._merged()
+        kept = merged.filter(pc.and_(pc.greater_equal(merged["count"], min_count), pc.not_equal(merged["value"], "")))
+        if kept.num_rows > hash_buckets:
+            return Vocabulary(name, "hash", hash_buckets + 1)
+        kept = kept.sort_by([("count", "descending"), ("value", "ascending")])
+        return Vocabulary(name, "vocabulary", kept.num_rows + 1, flatten(kept["value"]).cast(pa.string()))
+
+
+def to_table(vocabularies: Iterable[Vocabulary]) -> pa.Table:
+    """All listed values as one table: (table string, value string, row int32)."""
+    names: list[pa.Array] = []
+    values: list[pa.Array] = []
+    rows: list[np.ndarray] = []
+    for v in vocabularies:
+        names.append(pa.array([v.name] * len(v.values), pa.string()))
+        values.append(v.values)
+        rows.append(np.arange(1, len(v.values) + 1, dtype=np.int32))
+    schema = pa.schema([("table", pa.string()), ("value", pa.string()), ("row", pa.int32())])
+    if not names:
+        return schema.empty_table()
+    columns = [pa.concat_arrays(names), pa.concat_arrays(values), pa.array(np.concatenate(rows))]
+    return pa.table(columns, schema=schema)
+
+
+def from_table(table: pa.Table, specs: Mapping[str, Mapping[str, Any]],
+               file: str | Path | None = None) -> dict[str, Vocabulary]:
+    """Vocabularies from :func:`to_table`'s table and their specifications (name -> kind, rows).
+
+    Raises:
+        InputError: the table does not hold the number of values that a specification says.
+    """
+    found = {}
+    for name, spec in specs.items():
+        part = table.filter(pc.equal(table["table"], name)).sort_by("row")
+        values = flatten(part["value"])
+        want = spec["rows"] - 1 if spec["kind"] == "vocabulary" else 0
+        if len(values) != want:
+            raise InputError("vocabulary does not fit model.json", file=file,
+                             column=name, got=f"{len(values)} values", expected=f"{want}")
+        found[name] = Vocabulary(name, spec["kind"], spec["rows"], values)
+    return found

@@ -1,0 +1,157 @@
+"""The model folder: model.json, model.safetensors, vocabulary.parquet and content.safetensors. No pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file as load_numpy
+from safetensors.numpy import save_file as save_numpy
+from safetensors.torch import load_file, save_file
+
+from recsys.config import ModelConfig, parse_model
+from recsys.content.vectors import CorpusTransform
+from recsys.contracts import read_parquet
+from recsys.errors import InputError
+from recsys.features.encoders import FeatureEncoder
+from recsys.models.dlrm import DLRM
+from recsys.models.embeddings import Table
+from recsys.stage import sha256_file, write_json
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A ranker ready to score.
+
+    Attributes:
+        models: the ensemble's members, in evaluation mode.
+        encoder: columns to numbers.
+        heads: names of the outputs.
+        model_id: name and the first 12 digits of the weights' SHA-256.
+        device: where the models are.
+    """
+
+    models: tuple[DLRM, ...]
+    encoder: FeatureEncoder
+    heads: tuple[str, ...]
+    model_id: str
+    device: torch.device
+
+
+def pick_device(device: str) -> torch.device:
+    """``auto`` is the first GPU where there is one, else the CPU.
+
+    Raises:
+        InputError: a GPU is asked for and none is there, or the name is unknown.
+    """
+    if device == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    if device == "cpu":
+        return torch.device("cpu")
+    if device.split(":")[0] == "cuda" and torch.cuda.is_available():
+        return torch.device("cuda:0" if device == "cuda" else device)
+    raise InputError("no such device", got=device, expected="auto, cpu, or cuda where a GPU is present")
+
+
+def build_model(encoder: FeatureEncoder, config: ModelConfig, content: np.ndarray | None, sparse_lr: float,
+                device: torch.device) -> DLRM:
+    """A freshly initialised ranker for an encoder's features.
+
+    Args:
+        content: float32 [N + 1, C], or None.
+    """
+    tables = [Table(name, encoder.tables[name].rows, features) for name, features in encoder.features.items()]
+    matrix = None if content is None else torch.from_numpy(np.ascontiguousarray(content, np.float32))
+    return DLRM(tables, encoder.dense_width, config, config.heads, matrix, bool(encoder.sequence), sparse_lr, device)
+
+
+def save_bundle(folder: Path, models: Sequence[DLRM], encoder: FeatureEncoder, config: ModelConfig, name: str,
+                content: np.ndarray | None = None, transform: CorpusTransform | None = None,
+                facts: dict[str, Any] | None = None) -> None:
+    """Write the model folder.
+
+    Args:
+        folder: exists; its files of the same names are replaced.
+        content: the frozen content matrix [N + 1, C].
+        transform: what made it from raw vectors; kept so that new ads can be brought in.
+        facts: what else model.json should say.
+    """
+    weights = {f"{i}.{n}": t for i, model in enumerate(models) for n, t in model.weights().items()}
+    save_file(weights, folder / "model.safetensors")
+    pq.write_table(encoder.vocabulary_table(), folder / "vocabulary.parquet", compression="zstd")
+    if content is not None:
+        arrays = {"vectors": np.ascontiguousarray(content, np.float32)}
+        if transform is not None:
+            arrays |= {n: np.ascontiguousarray(a) for n, a in transform.tensors().items()}
+        save_numpy(arrays, folder / "content.safetensors")
+    write_json(folder / "model.json", {
+        "format": FORMAT, "name": name, "model_id": f"{name}-{sha256_file(folder / 'model.safetensors')[:12]}",
+        "members": len(models), "model": config.model_dump(mode="json"), "features": encoder.to_json(),
+        "has_content": content is not None, "versions": _versions(), **(facts or {}),
+    })
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for package in ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy", "pyarrow"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def load_bundle(folder: str | Path, device: str = "auto") -> Bundle:
+    """Read a model folder.
+
+    Raises:
+        InputError: a file is missing or damaged, or they do not fit each other.
+    """
+    folder, at = Path(folder), pick_device(device)
+    file = folder / "model.json"
+    if not file.is_file():
+        raise InputError("no such file", file=file, expected="a model folder (recsys train FILE --out FOLDER)")
+    try:
+        spec = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError("damaged file", file=file, got=str(error), expected="JSON") from None
+    if spec.get("format") != FORMAT:
+        raise InputError("unknown format", file=file, column="format", got=spec.get("format"), expected=str(FORMAT))
+    config = parse_model(ModelConfig, spec["model"], file)
+    vocabulary = folder / "vocabulary.parquet"
+    has_values = any(v["rows"] > 1 for v in spec["features"]["tables"].values() if v["kind"] == "vocabulary")
+    table = read_parquet(vocabulary) if has_values or spec["has_content"] else pq.read_table(vocabulary)
+    encoder = FeatureEncoder.from_json(spec["features"], table, vocabulary)
+    content = _tensors(folder / "content.safetensors", load_numpy)["vectors"] if spec["has_content"] else None
+    weights = _tensors(folder / "model.safetensors", load_file)
+    models = []
+    for member in range(spec["members"]):
+        model = build_model(encoder, config, content, 0.0, at)
+        try:
+            model.load_weights({n.partition(".")[2]: t for n, t in weights.items() if n.startswith(f"{member}.")})
+        except (KeyError, RuntimeError) as error:
+            raise InputError("weights do not fit model.json", file=folder / "model.safetensors", got=str(error),
+                             expected="the file that was saved with it") from None
+        model.eval().requires_grad_(False)
+        models.append(model)
+    return Bundle(tuple(models), encoder, config.heads, spec["model_id"], at)
+
+
+def _tensors(path: Path, load: Any) -> Any:
+    if not path.is_file():
+        raise InputError("no such file", file=path, expected="a complete model folder")
+    try:
+        return load(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError("damaged file", file=path, got=str(error), expected="safetensors") from None

@@ -1,0 +1,25 @@
+"""Scoring: a trained model over Parquet in bulk (:func:`score_batch`) or over HTTP (:func:`make_app`, :func:`serve`).
+
+Names are loaded on first use, so that importing this package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from recsys.serving.batch import read_scores, score_batch
+    from recsys.serving.http import make_app, serve
+    from recsys.serving.protocol import ScorerLike, load_scorer
+
+__all__ = ["ScorerLike", "load_scorer", "make_app", "read_scores", "score_batch", "serve"]
+
+_HOME = {"read_scores": "batch", "score_batch": "batch", "make_app": "http", "serve": "http",
+         "ScorerLike": "protocol", "load_scorer": "protocol"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,156 @@
+"""The input side of a batch job: which files, which shards, and reading a shard in batches that never move.
+
+A shard is a range of rows of one file. It depends on the files and ``shard_rows`` alone, and the
+batches of a shard are counted from its first row: a resumed job sees the batches that an undisturbed
+one sees, so its scores are equal to the last bit.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from recsys.contracts import open_parquet
+from recsys.errors import InputError
+from recsys.stage import sha256_file
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One Parquet file of the input manifest; ``sha256`` is of its bytes."""
+
+    path: Path
+    rows: int
+    sha256: str
+    columns: tuple[str, ...]
+
+    def identity(self) -> dict[str, Any]:
+        """What the job's key takes of the file: contents and name, not where it lies."""
+        return {"name": self.path.name, "rows": self.rows, "sha256": self.sha256}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows [start, stop) of input file number ``file``; ``number`` counts shards over the whole job."""
+
+    number: int
+    file: int
+    start: int
+    stop: int
+
+    def identity(self) -> dict[str, int]:
+        """The shard as JSON-able values."""
+        return asdict(self)
+
+
+def find_inputs(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Files named by paths and globs, in the order given; a glob's matches are sorted.
+
+    Raises:
+        InputError: a path that is not there, a folder, a glob without a match, or the same file twice.
+    """
+    given = [patterns] if isinstance(patterns, str | Path) else list(patterns)
+    found: list[Path] = []
+    for pattern in map(str, given):
+        if Path(pattern).is_dir():
+            raise InputError("is a folder", file=pattern, expected=f"Parquet files, such as '{pattern}/*.parquet'")
+        matches = [Path(pattern)] if Path(pattern).is_file() else sorted(map(Path, glob.glob(pattern, recursive=True)))
+        if not matches:
+            raise InputError("no such file", file=pattern, expected="a Parquet file or a glob that matches some")
+        found += matches
+    if not found:
+        raise InputError("no input", file="--input", expected="at least one Parquet file")
+    twice = next((p for i, p in enumerate(found) if p in found[:i]), None)
+    if twice is not None:
+        raise InputError("named twice", file=twice, expected="every input file once")
+    return found
+
+
+def read_inputs(paths: Sequence[Path]) -> list[InputFile]:
+    """The input manifest: rows, columns and checksum of every file.
+
+    Raises:
+        InputError: a file that is no complete Parquet file, or no row in any of them.
+    """
+    files = []
+    for path in paths:
+        parquet = open_parquet(path)
+        columns = tuple(parquet.schema_arrow.names)
+        files.append(InputFile(path, parquet.metadata.num_rows, sha256_file(path), columns))
+    if not any(f.rows for f in files):
+        raise InputError("no rows", file=files[0].path, got="0 rows", expected="at least one row")
+    return files
+
+
+def plan_shards(files: Sequence[InputFile], shard_rows: int) -> list[Shard]:
+    """Cut every file into ranges of ``shard_rows`` rows (the last one of a file may be shorter)."""
+    ranges = [(i, start, min(start + shard_rows, f.rows))
+              for i, f in enumerate(files) for start in range(0, f.rows, shard_rows)]
+    return [Shard(n, *r) for n, r in enumerate(ranges)]
+
+
+class RowReader:
+    """Reads row ranges of one Parquet file in fixed batches, holding about one batch in memory.
+
+    Ranges read in ascending order share one pass over the file; a jump skips whole row groups.
+
+    Args:
+        path: the file.
+        columns: columns to read.
+        batch_rows: rows of a batch.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], batch_rows: int) -> None:
+        self.path, self._columns, self._batch_rows = path, list(columns), batch_rows
+        self._file = open_parquet(path)
+        self._position = 0
+        self._rest: list[pa.RecordBatch] = []
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._seek(0)
+
+    def read(self, start: int, stop: int) -> Iterator[pa.Table]:
+        """Rows [start, stop) as tables of ``batch_rows`` rows, counted from ``start``.
+
+        Raises:
+            InputError: the file's pages are damaged.
+        """
+        if start != self._position:
+            self._seek(start)
+        while self._position < stop:
+            yield self._take(min(self._batch_rows, stop - self._position))
+
+    def _seek(self, row: int) -> None:
+        metadata, first, group = self._file.metadata, 0, 0
+        while group < metadata.num_row_groups and first + metadata.row_group(group).num_rows <= row:
+            first += metadata.row_group(group).num_rows
+            group += 1
+        groups = list(range(group, metadata.num_row_groups))
+        self._batches = self._file.iter_batches(self._batch_rows, row_groups=groups, columns=self._columns)
+        self._rest, self._position = [], first
+        while self._position < row:
+            self._take(min(self._batch_rows, row - self._position))
+
+    def _take(self, rows: int) -> pa.Table:
+        have = sum(b.num_rows for b in self._rest)
+        while have < rows:
+            batch = self._next()
+            self._rest.append(batch)
+            have += batch.num_rows
+        whole = pa.Table.from_batches(self._rest)
+        left = whole.slice(rows)
+        self._rest = left.to_batches() if left.num_rows else []
+        self._position += rows
+        return whole.slice(0, rows)
+
+    def _next(self) -> pa.RecordBatch:
+        try:
+            return next(self._batches)
+        except (pa.ArrowException, OSError, StopIteration) as error:
+            got = (str(error).splitlines() or ["fewer rows than its footer says"])[0]
+            raise InputError("damaged Parquet file", file=self.path, got=got,
+                             expected="a complete Parquet file") from None

@@ -1,0 +1,142 @@
+"""Train the within-test ridge ranker on a split of randomised tests: one stage, one model folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys.config import ModelConfig
+from recsys.contracts import IMPRESSIONS, read_parquet
+from recsys.errors import InputError
+from recsys.models.ridge import Floats, Ridge, Tests, fit_ridge
+from recsys.stage import Stage, run_stage, sha256_bytes, write_json
+
+Content = tuple[list[str], np.ndarray]
+
+
+@dataclass(frozen=True)
+class RidgeModel:
+    """A fitted ridge and the content vectors of the candidates it can score.
+
+    Attributes:
+        ridge: the ranker.
+        ad_ids: N ids; ``vectors`` float32[N, d] their content vectors.
+    """
+
+    ridge: Ridge
+    ad_ids: list[str]
+    vectors: np.ndarray
+
+    def score(self, table: pa.Table) -> Floats:
+        """Scores of the table's ``ad_id`` column, float64[rows]; only differences within a test mean anything.
+
+        Raises:
+            InputError: an ad without a content vector.
+        """
+        rows = _rows_of(table["ad_id"], self.ad_ids)
+        return self.ridge.score(self.vectors[rows])
+
+    def save(self, folder: Path) -> None:
+        """Write model.json and model.safetensors."""
+        from safetensors.numpy import save_file
+
+        ridge = self.ridge
+        save_file({"mean": ridge.mean, "scale": ridge.scale, "weights": ridge.weights, "vectors": self.vectors},
+                  folder / "model.safetensors")
+        write_json(folder / "model.json", {
+            "kind": "ridge", "scaling": ridge.scaling, "penalty": ridge.penalty,
+            "cross_validated_error": ridge.errors, "ad_ids": self.ad_ids})
+
+    @classmethod
+    def load(cls, folder: Path) -> RidgeModel:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            InputError: not a ridge model's folder.
+        """
+        from safetensors.numpy import load_file
+
+        file = folder / "model.json"
+        if not file.is_file():
+            raise InputError("not a model folder", file=folder, got="no model.json",
+                             expected="a folder of recsys train")
+        about = json.loads(file.read_text())
+        if about.get("kind") != "ridge":
+            raise InputError("another kind of model", file=file, column="kind", got=about.get("kind"), expected="ridge")
+        arrays = load_file(folder / "model.safetensors")
+        ridge = Ridge(arrays["mean"], arrays["scale"], arrays["weights"], about["scaling"], about["penalty"],
+                      about["cross_validated_error"])
+        return cls(ridge, about["ad_ids"], arrays["vectors"])
+
+
+def _rows_of(ad_id: pa.ChunkedArray, known: list[str]) -> np.ndarray:
+    at = pc.index_in(ad_id, value_set=pa.array(known))
+    if at.null_count:
+        row = int(pc.index(pc.is_null(at), True).as_py())
+        raise InputError("an ad without a content vector", column="ad_id", row=row, got=ad_id[row].as_py(),
+                         expected="an ad of ads.parquet")
+    return np.asarray(at.to_numpy())
+
+
+def train_ridge(split_dir: Path, model: ModelConfig, out: Path, *, content: Content, seed: int = 0,
+                name: str = "ridge") -> dict[str, Any]:
+    """Fit the ranker on ``split_dir/train.parquet`` and write its model folder.
+
+    Args:
+        split_dir: train.parquet and test.parquet of randomised tests (trials, successes, group_id).
+        model: ``penalties`` are tried by cross-validation on training stories.
+        out: the model folder.
+        content: ad ids and content vectors float [N, d] of the ads of both parts.
+        seed: of the folds.
+        name: in the log and the metrics.
+
+    Returns:
+        The contents of ``out/metrics.json``: the chosen scaling and penalty, the cross-validated error of each, usage.
+    """
+    ad_ids, vectors = content
+    hashed = sha256_bytes("\0".join(ad_ids).encode() + np.ascontiguousarray(vectors).tobytes())
+    config = {"penalties": list(model.penalties), "content": hashed, "seed": seed, "name": name}
+
+    def build(stage: Stage) -> None:
+        started = time.perf_counter()
+        x, tests, story = _training_rows(split_dir / "train.parquet", ad_ids, vectors)
+        ridge = fit_ridge(x, tests, story, model.penalties, seed)
+        RidgeModel(ridge, ad_ids, np.ascontiguousarray(vectors, dtype=np.float32)).save(stage.folder)
+        seconds = time.perf_counter() - started
+        write_json(stage.path("metrics.json"), {
+            "train": {"cross_validated_error": min(ridge.errors.values()), "scaling": ridge.scaling,
+                      "penalty": ridge.penalty, "errors": ridge.errors, "n": len(x)},
+            "samples_per_second": len(x) / seconds, "input_stall_share": 0.0, "seconds": seconds,
+            "usage": {"stage": "train", "seconds": seconds, "device": "cpu", "samples": len(x)}})
+        stage.rows["train"] = len(x)
+
+    run_stage("train-ridge", out, config=config, inputs={"train": split_dir / "train.parquet"}, build=build)
+    return dict(json.loads((out / "metrics.json").read_text()))
+
+
+def _training_rows(file: Path, ad_ids: list[str], vectors: np.ndarray) -> tuple[np.ndarray, Tests, np.ndarray]:
+    """Vectors, outcomes and stories of the candidates of tests with at least two candidates that had viewers."""
+    table = read_parquet(file, IMPRESSIONS)
+    for column in ("trials", "successes", "group_id"):
+        if column not in table.column_names:
+            raise InputError("missing column", file=file, column=column, got=sorted(table.column_names),
+                             expected="randomised tests with counts and stories")
+    table = table.filter(pc.greater(table["trials"], 0))
+    request = _codes(table["request_id"])
+    table = table.filter(pa.array(np.bincount(request)[request] >= 2))
+    if not table.num_rows:
+        raise InputError("no test has two candidates with viewers", file=file, expected="tests to learn from")
+    counts = (table[c].to_numpy().astype(np.float64) for c in ("trials", "successes"))
+    tests = Tests(_codes(table["request_id"]), *counts)
+    return vectors[_rows_of(table["ad_id"], ad_ids)], tests, _codes(table["group_id"])
+
+
+def _codes(column: pa.ChunkedArray) -> np.ndarray:
+    return np.unique(column.to_numpy(zero_copy_only=False).astype(str), return_inverse=True)[1].astype(np.int64)

@@ -1,0 +1,154 @@
+"""Train a ranker on a split dataset: one stage, one model folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from recsys.config import ModelConfig, TrainingConfig
+from recsys.content.device import device_name, matmul_ceiling
+from recsys.errors import InputError
+from recsys.features.batches import BatchLoader
+from recsys.log import log, progress
+from recsys.models.bundle import build_model, pick_device, save_bundle
+from recsys.models.dlrm import DLRM
+from recsys.stage import Stage, run_stage, sha256_bytes, write_json
+from recsys.training.content import content_matrix
+from recsys.training.data import TrainingData, load_training_data, training_ad_ids
+from recsys.training.loop import evaluate, train_member
+
+Content = tuple[list[str], np.ndarray]
+"""Ad ids, and their content vectors float [n, d]."""
+
+_EVALUATION_BATCH = 16_384
+_TRAIN_METRIC_ROWS = 1 << 17
+
+
+def train_model(split_dir: Path, model: ModelConfig, training: TrainingConfig, out: Path, *, seed: int = 0,
+                content: Content | None = None, device: str = "auto", name: str = "model") -> dict[str, Any]:
+    """Train a DLRM and write its model folder; run again with the same inputs it does nothing.
+
+    A run that was killed continues from its last checkpoint when it is started again, and ends with the metrics it
+    would have had.
+
+    Args:
+        split_dir: train.parquet, test.parquet and dataset.json.
+        model, training: the experiment file's sections.
+        out: the model folder.
+        seed: same seed, same device, same number of threads: same metrics.
+        content: content vectors of the ads of both parts, or None.
+        device: ``auto`` | ``cpu`` | ``cuda``.
+        name: goes into the model's id.
+
+    Returns:
+        The contents of ``out/metrics.json``.
+
+    Raises:
+        InputError: missing or wrong inputs.
+        RecsysError: training diverged.
+    """
+    if model.kind != "dlrm":
+        raise InputError("this trainer trains a DLRM", column="model.kind", got=model.kind, expected="dlrm")
+    split_dir, out, at = Path(split_dir), Path(out), pick_device(device)
+    config = {"model": model.model_dump(mode="json"), "training": training.model_dump(mode="json"), "seed": seed,
+              "name": name, "device": at.type, "torch": torch.__version__,
+              "content": None if content is None else _hash(content)}
+    inputs = {f: split_dir / f for f in ("train.parquet", "test.parquet", "dataset.json")}
+
+    def build(stage: Stage) -> None:
+        _train(stage, split_dir, model, training, seed, content, at, name)
+
+    run_stage("train", out, config=config, inputs=inputs, build=build, resume=True)
+    return dict(json.loads((out / "metrics.json").read_text()))
+
+
+def _hash(content: Content) -> str:
+    ids, vectors = content
+    return sha256_bytes("\0".join(ids).encode() + np.ascontiguousarray(vectors).tobytes())
+
+
+def _train(stage: Stage, split_dir: Path, model: ModelConfig, training: TrainingConfig, seed: int,
+           content: Content | None, device: torch.device, name: str) -> None:
+    started = time.perf_counter()
+    matrix = transform = None
+    if content is not None:
+        matrix, transform = content_matrix(*content, training_ad_ids(split_dir), model.content_dim)
+    data = load_training_data(split_dir, model, training.validation_share, stage.folder / "encoded",
+                              None if content is None else content[0])
+    encoding = time.perf_counter() - started
+    models, states = [], []
+    loader = BatchLoader(data.train, data.training_rows, data.keys, training.batch_size, training.shuffle_window)
+    with progress("samples") as bar:
+        for member in range(training.ensemble):
+            task = bar.add_task(f"training {name} {member + 1}/{training.ensemble}",
+                                total=training.epochs * len(data.training_rows))
+            ranker, state = _train_one(stage, data, model, training, matrix, loader, seed, member, device,
+                                       lambda rows, task=task: bar.advance(task, rows))  # type: ignore[misc]
+            models.append(ranker)
+            states.append(state)
+    metrics = _metrics(models, data, device)
+    seconds = sum(s.seconds for s in states)
+    samples = sum(s.samples for s in states)
+    total = time.perf_counter() - started
+    flops = 3 * models[0].flops_per_row() * samples  # backward costs twice the forward pass
+    metrics |= {
+        "samples_per_second": samples / max(seconds, 1e-9),
+        "input_stall_share": sum(s.stalled for s in states) / max(seconds, 1e-9),
+        "seconds": total, "encoding_seconds": encoding,
+        "epochs": [s.epochs for s in states], "best_epoch": [s.best_epoch for s in states],
+        "usage": {"stage": "train", "seconds": max(total, seconds), "device": device_name(device.type),
+                  "samples": samples, "flops": flops,
+                  "utilisation": min(flops / max(seconds, 1e-9) / matmul_ceiling(device.type, "float32"), 1.0)},
+    }
+    save_bundle(stage.folder, models, data.encoder, model, name, matrix, transform,
+                {"seed": seed, "training": training.model_dump(mode="json")})
+    write_json(stage.path("metrics.json"), metrics)
+    stage.rows = {"train": len(data.train), "validation": len(data.validation_rows), "test": len(data.test)}
+    stage.facts = {"test": metrics["test"], "samples_per_second": metrics["samples_per_second"]}
+    del data, loader  # the mapped files go with their last reader
+    shutil.rmtree(stage.folder / "encoded")
+    shutil.rmtree(stage.folder / "checkpoint")
+    log.info("%s: %s", name, _describe(metrics))
+
+
+def _train_one(stage: Stage, data: TrainingData, model: ModelConfig, training: TrainingConfig,
+               matrix: np.ndarray | None, loader: BatchLoader, seed: int, member: int, device: torch.device,
+               advance: Callable[[int], None]) -> tuple[DLRM, Any]:
+    own_seed = int(np.random.SeedSequence([seed, member]).generate_state(1)[0])
+    torch.manual_seed(own_seed)
+    ranker = build_model(data.encoder, model, matrix, training.sparse_lr, device)
+    ranker.set_base_rates(dict(enumerate(data.base_rates)))
+    loader = BatchLoader(loader.data, loader.rows, loader.keys, loader.batch_size, loader.window, own_seed)
+    validation = None
+    if len(data.validation_rows):
+        validation = BatchLoader(data.train, data.validation_rows, data.keys, _EVALUATION_BATCH)
+    checkpoint = stage.path(f"checkpoint/member-{member}.safetensors")
+    return ranker, train_member(ranker, loader, validation, training, checkpoint, advance)
+
+
+def _metrics(models: list[DLRM], data: TrainingData, device: torch.device) -> dict[str, Any]:
+    """Metrics of the first head by part, those of further heads under ``heads``; ``train`` on a bounded sample."""
+    step = max(len(data.training_rows) // _TRAIN_METRIC_ROWS, 1)
+    parts = {"train": (data.train, data.training_rows[::step]), "validation": (data.train, data.validation_rows),
+             "test": (data.test, np.arange(len(data.test)))}
+    found: dict[str, Any] = {}
+    for part, (rows_of, rows) in parts.items():
+        if len(rows):
+            first, *rest = evaluate(models, BatchLoader(rows_of, rows, data.keys, _EVALUATION_BATCH), device)
+            names = list(models[0].head_names)
+            found[part] = first | ({"heads": dict(zip(names[1:], rest, strict=True))} if rest else {})
+    return found
+
+
+def _describe(metrics: dict[str, Any]) -> str:
+    test = metrics["test"]
+    shown = {k: test[k] for k in ("auc", "normalized_entropy", "calibration_ratio")}
+    text = ", ".join(f"{k} {v:.5f}" for k, v in shown.items() if v is not None)
+    return f"test {text}; {metrics['samples_per_second']:,.0f} samples/s"

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recsys.errors import InputError, Refused
+from recsys.evaluation import intervals
+from recsys.evaluation.betting import betting_interval, betting_mean, empirical_bernstein
+from recsys.evaluation.health import srm
+
+GBSTATS = (1396.87, 52377.9767, 3407, 2422.7, 134698.29, 3461)
+
+
+def test_relative_lift_known_answer():
+    made = intervals.welch_interval(*GBSTATS)
+    assert made.estimate == pytest.approx(0.70732, abs=1e-5)
+    assert (made.low, made.high) == pytest.approx((-0.03526, 1.44989), abs=1e-5)
+    assert made.p_value == pytest.approx(0.06191, abs=1e-5)
+    assert made.se == pytest.approx(0.37879, abs=1e-5)
+
+
+def test_absolute_difference_known_answer():
+    made = intervals.welch_interval(*GBSTATS, relative=False)
+    assert made.estimate == pytest.approx(0.29)
+    assert (made.low, made.high) == pytest.approx((0.04538, 0.53462), abs=1e-5)
+    assert made.p_value == pytest.approx(0.02016, abs=1e-5)
+
+
+def test_srm_known_answer():
+    statistic, p_value = srm([821_588, 815_482])
+    assert statistic == pytest.approx(22.774, abs=1e-3)
+    assert p_value == pytest.approx(1.8218e-6, rel=1e-4)
+    with pytest.raises(InputError, match="planned shares"):
+        srm([5])
+
+
+def test_t_interval_of_single_row_clusters_is_students():
+    x = np.random.default_rng(0).normal(3, 2, 40)
+    made = intervals.t_interval(intervals.cluster_sums(x, 1.0, np.arange(40)))
+    se = x.std(ddof=1) / np.sqrt(40)
+    assert made.se == pytest.approx(se)
+    assert made.high - made.estimate == pytest.approx(2.0226909 * se)  # t quantile, 39 degrees of freedom
+
+
+def test_rows_of_one_cluster_count_once():
+    """Copying every row of a user ten times adds no evidence; per-impression analysis would think it does."""
+    x = np.random.default_rng(1).random(50) < 0.3
+    once = intervals.t_interval(intervals.cluster_sums(x, 1.0, np.arange(50)))
+    copied = intervals.t_interval(intervals.cluster_sums(np.repeat(x, 10), 1.0, np.repeat(np.arange(50), 10)))
+    naive = intervals.t_interval(intervals.cluster_sums(np.repeat(x, 10), 1.0, np.arange(500)))
+    assert (copied.low, copied.high) == pytest.approx((once.low, once.high))
+    assert naive.high - naive.low < 0.4 * (once.high - once.low)
+
+
+def test_bootstrap_agrees_with_t_where_both_are_right():
+    rng = np.random.default_rng(2)
+    sums = intervals.ClusterSums(rng.gamma(4, size=2000), rng.gamma(5, size=2000))
+    t, boot = intervals.t_interval(sums, null=1.0), intervals.bootstrap_interval(sums, null=1.0)
+    assert (boot.low, boot.high) == pytest.approx((t.low, t.high), abs=0.15 * (t.high - t.low))
+    assert boot.se == pytest.approx(t.se, rel=0.1)
+    assert intervals.bootstrap_interval(sums, seed=5) == intervals.bootstrap_interval(sums, seed=5)
+    hull = intervals.wider_of(t, boot)
+    assert hull.low <= min(t.low, boot.low)
+    assert hull.high >= max(t.high, boot.high)
+
+
+def test_choice_follows_the_rule():
+    assert intervals.choose_interval(20_000, 900, 4000, 0.05).method == "t"
+    assert intervals.choose_interval(20_000, 900, 4000, 0.6).method == "t+bootstrap"  # heavy tail of weights
+    assert intervals.choose_interval(5_000, 300, 4000).method == "t+bootstrap"
+    for ess, clicks, clusters in ((500, 300, 4000), (20_000, 40, 4000), (20_000, 900, 40)):
+        choice = intervals.choose_interval(ess, clicks, clusters)
+        assert (choice.method, choice.label) == ("betting", "exploratory")
+
+
+@pytest.mark.parametrize(("ess", "clicks", "clusters"), [(2.0, 500, 500), (5000, 0, 500), (5000, 500, 3)])
+def test_too_little_evidence_is_refused(ess, clicks, clusters):
+    with pytest.raises(Refused, match="effective sample size"):
+        intervals.choose_interval(ess, clicks, clusters)
+
+
+def test_ratio_without_denominator_is_refused():
+    with pytest.raises(Refused, match="denominator"):
+        intervals.t_interval(intervals.ClusterSums(np.ones(5), np.zeros(5)))
+    with pytest.raises(Refused, match="at least two"):
+        intervals.cluster_sums([1.0, 2.0], 1.0, np.zeros(2, dtype=np.int64))
+
+
+def test_betting_mean_covers_where_the_normal_interval_does_not():
+    """200 samples of 60 draws at 3 %: Wald covers about 83 %, betting its nominal 95 %."""
+    rng = np.random.default_rng(3)
+    samples = (rng.random((200, 60)) < 0.03).astype(float)
+    bets = [betting_mean(x, 0, 1, grid=200) for x in samples]
+    covered = np.mean([b.low <= 0.03 <= b.high for b in bets])
+    half = 1.96 * samples.std(axis=1, ddof=1) / np.sqrt(60)
+    wald = np.mean(np.abs(samples.mean(axis=1) - 0.03) <= half)
+    assert covered >= 0.95
+    assert wald < 0.90
+
+
+def test_betting_mean_is_tighter_than_bernstein_and_wider_than_t():
+    x = np.random.default_rng(4).beta(2, 8, 2000)
+    bet, bernstein = betting_mean(x, 0, 1), empirical_bernstein(x, 0, 1)
+    t = intervals.t_interval(intervals.cluster_sums(x, 1.0, np.arange(2000)))
+    widths = [i.high - i.low for i in (t, bet, bernstein)]
+    assert widths == sorted(widths)
+    assert bet.low <= 0.2 <= bet.high
+
+
+def test_empirical_bernstein_known_answer():
+    """n = 100, half zeros and half ones: V = 25/99, ln(4/0.05) = 4.3820; computed by hand from the theorem."""
+    made = empirical_bernstein(np.tile([0.0, 1.0], 50), 0, 1)
+    half = np.sqrt(2 * (25 / 99) * 4.382026634673881 / 100) + 7 * 4.382026634673881 / (3 * 99)
+    assert made.high - made.estimate == pytest.approx(half)
+
+
+def test_bounded_methods_refuse_values_outside_the_bounds():
+    with pytest.raises(InputError, match="row 1: value outside its bounds"):
+        betting_mean([0.5, 1.5, 0.2], 0, 1)
+    with pytest.raises(InputError, match="low < high"):
+        empirical_bernstein([0.5, 0.5], 1, 1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), scale=st.floats(1e-3, 1e3), groups=st.integers(60, 300))
+def test_intervals_scale_with_the_numerator_and_contain_the_estimate(seed, scale, groups):
+    rng = np.random.default_rng(seed)
+    sums = intervals.ClusterSums(rng.gamma(2, size=groups), rng.gamma(3, size=groups))
+    scaled = intervals.ClusterSums(sums.numerator * scale, sums.denominator)
+    for method in (intervals.t_interval, betting_interval):
+        one, other = method(sums), method(scaled)
+        assert one.low <= one.estimate <= one.high
+        assert (other.low, other.high) == pytest.approx((one.low * scale, one.high * scale), rel=1e-6)

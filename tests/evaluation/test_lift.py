@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from recsys.errors import InputError, Refused
+from recsys.evaluation import health, intervals
+from recsys.evaluation.lift import offpolicy_lift, randomized_lift, table_sha256, write_lift
+from recsys.stage import sha256_json
+from tests.evaluation.bandit import Bandit, config
+from tests.evaluation.test_randomized import headline_tests, simulated
+
+BANDIT = Bandit.make()
+ARMS = ["logged", "uniform", "good"]
+TRUTH = {name: BANDIT.truth(name) for name in ARMS}
+
+
+def report(users: int = 2500, seed: int = 0, arms: list[str] = ARMS, **changes):
+    table, context = BANDIT.log(users, seed)
+    policies = {name: BANDIT.policy(name, context, wrong=0.8) for name in arms}
+    return offpolicy_lift(table, policies, config(arms, **changes), {"good": {"cost_per_mille_usd": 0.02}}, TRUTH)
+
+
+def test_offpolicy_report_has_what_its_readers_need(tmp_path):
+    lift = report()
+    write_lift(tmp_path / "lift.json", lift)
+    read = json.loads((tmp_path / "lift.json").read_text())
+    assert read["baseline"] == "logged"
+    assert read["arms"]["logged"]["lift"] == {"estimate": 0.0, "low": 0.0, "high": 0.0}
+    good = read["arms"]["good"]
+    assert good["lift"]["low"] < good["lift"]["estimate"] < good["lift"]["high"]
+    assert good["true_lift"] == pytest.approx(TRUTH["good"]["ctr"] / TRUTH["logged"]["ctr"] - 1)
+    assert good["covers_truth"] is True
+    assert good["lift"]["low"] > 0  # the good policy is found to be better
+    assert good["lift"]["estimate"] == pytest.approx(good["value"] / read["arms"]["logged"]["value"] - 1)
+    assert good["absolute_lift"]["estimate"] == pytest.approx(good["value"] - read["arms"]["logged"]["value"])
+    assert good["cost_per_mille_usd"] == 0.02
+    assert good["secondary"]["revenue_per_mille"]["covers_truth"] is True
+    assert set(good["secondary"]) == {"engagement", "revenue_per_mille"}
+    assert good["label"] == "confirmatory"
+    assert read["pairwise"]["uniform vs good"]["difference"]["high"] < 0
+    assert read["healthy"]
+    assert read["config_sha256"] == sha256_json(config(ARMS).resolved())
+    assert good["clusters"] == 2500
+
+
+def test_same_inputs_same_numbers():
+    first, second = report(600), report(600)
+    for key in ("arms", "pairwise", "health", "data_sha256", "config_sha256"):
+        assert first[key] == second[key]
+
+
+def test_two_arms_with_one_policy_have_no_lift():
+    table, context = BANDIT.log(1500, seed=1)
+    policies = {"a": BANDIT.policy("good", context), "b": BANDIT.policy("good", context)}
+    arm = offpolicy_lift(table, policies, config(["a", "b"]))["arms"]["b"]
+    assert arm["lift"]["estimate"] == pytest.approx(0.0, abs=1e-12)
+    assert (arm["lift"]["low"], arm["lift"]["high"]) == pytest.approx((0.0, 0.0), abs=1e-9)
+    assert "true_lift" not in arm
+
+
+def test_published_interval_covers_the_truth():
+    """200 independent logs in the t + bootstrap regime: coverage of the nominal 95 % interval of the lift."""
+    from recsys.evaluation import offpolicy
+
+    methods, covered = set(), []
+    true = TRUTH["good"]["ctr"] / TRUTH["logged"]["ctr"]
+    for seed in range(200):
+        table, context = BANDIT.log(400, seed=1000 + seed)
+        log = offpolicy.read_log(table)
+        arms = [offpolicy.join_policy(log, BANDIT.policy(n, context, wrong=0.7)) for n in ("good", "logged")]
+        rows = [offpolicy.pseudo_outcomes(log, arm) for arm in arms]
+        ess = min(offpolicy.effective(a.weight) for a in arms)
+        clicks = min(offpolicy.effective(a.weight * log.click) for a in arms)
+        choice = intervals.choose_interval(ess, clicks, 400)
+        made = intervals.interval(intervals.cluster_sums(*rows, log.clusters), choice, draws=200, seed=seed)
+        methods.add(choice.method)
+        covered.append(made.low <= true <= made.high)
+    assert "t+bootstrap" in methods
+    assert 0.92 <= np.mean(covered) <= 0.995
+
+
+def test_little_evidence_is_labelled_exploratory_or_refused():
+    arm = report(120, seed=3)["arms"]["good"]
+    assert arm["label"] == "exploratory"
+    assert arm["interval_method"] == "betting"
+    with pytest.raises(Refused, match="effective sample size"):
+        report(8, seed=3)
+
+
+def test_effective_sample_size_of_two_is_refused():
+    """Two rows carry nearly all the weight."""
+    table, context = BANDIT.log(60, seed=4)
+    propensity = table["propensity"].to_numpy().copy()
+    propensity[:2] = 1e-3
+    table = table.set_column(table.column_names.index("propensity"), "propensity", pa.array(propensity))
+    with pytest.raises(Refused):
+        offpolicy_lift(table, {"uniform": BANDIT.policy("uniform", context)}, config(["uniform"]))
+
+
+def test_traps_are_refused():
+    table, context = BANDIT.log(300, seed=5)
+    policies = {"good": BANDIT.policy("good", context)}
+    with pytest.raises(Refused, match="direct method"):
+        offpolicy_lift(table, policies, config(["good"]), estimator="dm")
+    with pytest.raises(InputError, match="column group_id: missing column"):
+        offpolicy_lift(table, policies, config(["good"], unit="group_id"))
+    with pytest.raises(InputError, match="the baseline arm is missing"):
+        offpolicy_lift(table, policies, config(["other", "good"]))
+    wrong = table.set_column(table.column_names.index("propensity"), "propensity",
+                             pa.array(np.full(table.num_rows, 0.5)))
+    with pytest.raises(Refused, match="mean importance weight"):
+        offpolicy_lift(wrong, policies, config(["good"]))
+
+
+def test_analysis_per_impression_of_clustered_data_fails_the_health_check():
+    lift = report(600, unit="request_id")
+    line = next(h for h in lift["health"] if h["check"] == "unit of analysis")
+    assert not line["ok"]
+    assert "analyse by user_id" in line["detail"]
+    assert not lift["healthy"]
+
+
+def test_duplicate_exposures_fail_the_health_check():
+    table, context = BANDIT.log(600, seed=6)
+    twice = pa.concat_tables([table, table.slice(0, 50)])
+    lift = offpolicy_lift(twice, {"good": BANDIT.policy("good", context)}, config(["good"]))
+    line = next(h for h in lift["health"] if h["check"] == "duplicate exposures")
+    assert not line["ok"]
+    assert line["detail"].startswith("50 of")
+
+
+def test_randomized_report_and_its_coverage():
+    """Scores that see the truth through noise; 100 replications of the per-story interval."""
+    setting = config(["uniform", "scores"], method="randomized", unit="group_id", bootstrap=200)
+    big, rate = simulated(4000, seed=99)
+    noise = np.random.default_rng(99).normal(0, 0.3, len(rate))
+    from recsys.evaluation import randomized
+
+    def true_lift(table: pa.Table, rate: np.ndarray, scores: np.ndarray) -> float:
+        tests = randomized.read_tests(table)
+        values = [randomized.value_per_test(tests, randomized.picked(tests, s), rate).mean() for s in (scores, None)]
+        return values[0] / values[1] - 1
+
+    truth = true_lift(big, rate, np.log(rate) + noise)
+    covered = []
+    for seed in range(100):
+        table, rate = simulated(150, seed=seed)
+        scores = np.log(rate) + np.random.default_rng(seed).normal(0, 0.3, len(rate))
+        tests = randomized.read_tests(table)
+        rows = [randomized.value_per_test(tests, randomized.picked(tests, s)) for s in (scores, None)]
+        made = intervals.t_interval(intervals.cluster_sums(*rows, tests.cluster))
+        covered.append(made.low - 1 <= truth <= made.high - 1)
+    assert 0.9 <= np.mean(covered) <= 1.0
+    lift = randomized_lift(table, {"uniform": None, "scores": scores}, setting)
+    arm = lift["arms"]["scores"]
+    assert (arm["lift"]["low"], arm["lift"]["high"]) == pytest.approx((made.low - 1, made.high - 1))
+    assert arm["clusters"] == 150
+    assert arm["n"] == table["request_id"].combine_chunks().dictionary_encode().dictionary.__len__()
+    assert arm["diagnostics"]["bootstrap_check"]["low"] == pytest.approx(arm["lift"]["low"], abs=0.02)
+    assert arm["diagnostics"]["oracle_lift"]["noisy"] > arm["lift"]["estimate"]
+    assert lift["healthy"]
+
+
+def test_randomized_report_refuses_too_few_stories_and_reports_per_test_analysis():
+    table = headline_tests([2] * 6, [1000] * 12, [10] * 12, list("abcdef"))
+    setting = config(["uniform"], method="randomized", unit="group_id")
+    with pytest.raises(Refused, match="6 independent units"):
+        randomized_lift(table, {"uniform": None}, setting)
+    table, _ = simulated(150, seed=0)
+    lift = randomized_lift(table, {"uniform": None}, config(["uniform"], method="randomized", unit="request_id"))
+    assert not next(h for h in lift["health"] if h["check"] == "unit of analysis")["ok"]
+
+
+def test_split_audit_fails_on_a_shared_story_but_not_on_returning_ads():
+    counts = {"requests": {"train": 9, "test": 3, "shared": 0}, "texts": {"train": 5, "test": 4, "shared": 2}}
+    assert health.split_audit({"stories": False, **counts})[0]["ok"]
+    line = health.split_audit({"stories": True, **counts})[0]
+    assert not line["ok"]
+    assert "texts: 5 train, 4 test, 2 shared" in line["detail"]
+    assert health.split_audit(None) == []
+
+
+def test_data_hash_ignores_chunks_and_sees_values():
+    table = pa.table({"a": [1, 2, 3], "b": ["x", None, "z"]})
+    assert table_sha256(pa.concat_tables([table.slice(0, 1), table.slice(1)])) == table_sha256(table)
+    assert table_sha256(table.slice(0, 2)) != table_sha256(table)
+
+
+def test_importing_the_package_is_cheap():
+    import subprocess
+    import sys
+
+    code = ("import sys, recsys.evaluation as e; assert 'scipy' not in sys.modules; e.choose_interval; "
+            "assert 'torch' not in sys.modules")
+    subprocess.run([sys.executable, "-c", code], check=True)

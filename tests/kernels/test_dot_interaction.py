@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recsys.kernels.dot_interaction import dot_interaction
+
+
+@given(batch=st.integers(1, 5), features=st.integers(2, 7), dim=st.integers(1, 9))
+@settings(max_examples=25, deadline=None)
+def test_equals_the_definition(batch: int, features: int, dim: int) -> None:
+    x = torch.randn(batch, features, dim, dtype=torch.float64)
+    expected = torch.stack([(x[:, i] * x[:, j]).sum(1) for i in range(features) for j in range(i)], dim=1)
+    torch.testing.assert_close(dot_interaction(x), expected)
+
+
+def test_gradient() -> None:
+    x = torch.randn(3, 4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(dot_interaction, (x,))
+
+
+def test_one_feature_has_no_pairs() -> None:
+    assert dot_interaction(torch.randn(3, 1, 4)).shape == (3, 0)
+
+
+def test_wrong_rank_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch, features, dim"):
+        dot_interaction(torch.randn(3, 4))
