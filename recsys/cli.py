@@ -124,15 +124,21 @@ def embed(
 
 @app.command()
 def index(
-    store: Annotated[Path, typer.Argument(help="Content store (recsys embed).")],
-    out: Annotated[Path | None, typer.Option("--out", help="Index folder; default STORE/index.")] = None,
+    dataset: Annotated[Path, typer.Argument(help="Prepared data set whose ads were embedded (recsys embed).")],
+    model: Annotated[str, typer.Option(help="Which content store: DATASET/content/MODEL.")] = "smollm2-135m",
+    out: Annotated[Path | None, typer.Option("--out", help="Index folder; default DATASET/index/MODEL.")] = None,
     as_json: _Json = False,
 ) -> None:
-    """A FAISS index over a content store, with a checksummed manifest and its recall measured."""
-    from recsys.retrieval import build_index
+    """A FAISS index over the ads' content, with a checksummed manifest and its recall measured."""
+    from recsys.contracts import read_parquet
+    from recsys.retrieval import build_index, measured_recall
 
-    manifest = build_index(store, out or store / "index")
-    _say(manifest, as_json, f"{out or store / 'index'}: {json.dumps(manifest.get('facts', {}), default=str)}")
+    store, target = dataset / "content" / model, out or dataset / "index" / model
+    manifest = build_index(store, target, read_parquet(dataset / "ads.parquet"))
+    found = measured_recall(target, store)
+    _say({**manifest, "recall": found}, as_json,
+         f"{target}: {manifest['facts']['n']:,} ads, {manifest['facts']['factory']}; "
+         f"recall@{found['k']} {found['recall']:.4f} on {found['queries']} queries of the corpus")
 
 
 @app.command()

@@ -70,6 +70,9 @@ class EncoderConfig(Strict):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     dim: int = Field(1024, ge=8, le=1 << 20, description="hashed: number of buckets")
     ngrams: tuple[int, int] = Field((1, 2), description="hashed: shortest and longest word n-gram")
+    characters: tuple[int, int] | None = Field(
+        None, description="hashed: also character n-grams inside words, of these lengths; half of the buckets each"
+    )
 
 
 class ArmConfig(Strict):
@@ -118,6 +121,7 @@ class PolicyConfig(Strict):
 
     temperature: float = Field(0.25, gt=0)
     bid_exponent: float = Field(0.5, ge=0, description="squashing of the bid in the ranking score")
+    reserve: float = Field(0.05, ge=0, description="lowest price of a click, in the log's currency")
 
 
 class EvaluationConfig(Strict):

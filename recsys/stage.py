@@ -136,6 +136,10 @@ def run_stage(
         raise InputError("the output folder holds something that is not a stage's output", file=out,
                          expected="an empty or new folder")
     partial = out.parent / f".{out.name}.{key[:12]}.partial"
+    finished = read_manifest(partial)
+    if finished is not None and finished.get("key") == key:  # killed between the last write and the rename
+        _publish(partial, out, key)
+        return {**finished, "cached": True}
     if partial.exists() and not resume:
         shutil.rmtree(partial)
     partial.mkdir(parents=True, exist_ok=True)
@@ -152,12 +156,14 @@ def run_stage(
     manifest = {**identity, "key": key, "rows": stage.rows, "facts": stage.facts,
                 "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds")}
     write_json(partial / MANIFEST, manifest)
-    if out.exists():
-        old = out.parent / f".{out.name}.{key[:12]}.old"
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(out, old)
-        os.replace(partial, out)
-        shutil.rmtree(old)
-    else:
-        os.replace(partial, out)
+    _publish(partial, out, key)
     return {**manifest, "cached": False}
+
+
+def _publish(partial: Path, out: Path, key: str) -> None:
+    old = out.parent / f".{out.name}.{key[:12]}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        os.replace(out, old)
+    os.replace(partial, out)
+    shutil.rmtree(old, ignore_errors=True)

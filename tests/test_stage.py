@@ -106,3 +106,14 @@ def test_folders_hash_by_manifest_or_contents(tmp_path: Path):
     write_atomic(b / "f", "other")
     assert sha256_file(a) != sha256_file(b)
     assert read_manifest(a) is None
+
+
+def test_a_result_killed_just_before_its_rename_is_published_not_made_again(tmp_path: Path):
+    out, calls = tmp_path / "out", []
+    run_stage("s", out, config={}, inputs={}, build=build("old", calls))
+    manifest = run_stage("s", tmp_path / "other", config={"a": 1}, inputs={}, build=build("new", calls))
+    (tmp_path / "other").rename(tmp_path / f".out.{manifest['key'][:12]}.partial")
+    assert run_stage("s", out, config={"a": 1}, inputs={}, build=build("never", calls))["cached"]
+    assert (out / "deep/x.txt").read_text() == "new"
+    assert calls == ["old", "new"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]

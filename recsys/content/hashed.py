@@ -6,18 +6,22 @@ Both are stateless: a vector depends on its own text only, so there is nothing t
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 
 from recsys.config import EncoderConfig
 from recsys.content.encoders import EncodedBatch
+from recsys.errors import InputError
 
 # Words, and every mark, sign or emoji on its own: "?" and "!" tell headlines apart.
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
 class HashedEncoder:
-    """Word n-grams hashed into ``dim`` buckets with a random sign each, sublinear counts, unit length.
+    """Word n-grams, and character n-grams where asked for, hashed into ``dim`` buckets with a random sign each.
+
+    Counts are sublinear, vectors have unit length.
 
     Weinberger et al. 2009, Feature Hashing for Large Scale Multitask Learning: the sign makes collisions cancel
     in expectation, so inner products stay unbiased. Sublinear count: sign(c) * (1 + ln |c|), from
@@ -36,21 +40,35 @@ class HashedEncoder:
         self.dim = config.dim
         low, high = config.ngrams
         self.pooling = f"words {low}-{high}, {config.dim} buckets, sublinear, l2"
-        self._vectorizer = HashingVectorizer(
-            n_features=config.dim, ngram_range=(low, high), token_pattern=_TOKEN.pattern, lowercase=True,
-            alternate_sign=True, norm=None, dtype=np.float32)
+        common = {"lowercase": True, "alternate_sign": True, "norm": None, "dtype": np.float32}
+        words = {"ngram_range": (low, high), "token_pattern": _TOKEN.pattern}
+        if config.characters is None:
+            self._vectorizers = [HashingVectorizer(n_features=config.dim, **words, **common)]
+            return
+        if config.dim % 2:
+            raise InputError("the buckets are shared by words and characters", column="dim", got=config.dim,
+                             expected="an even number")
+        first, last = config.characters
+        self.pooling += f", half of them characters {first}-{last}"
+        inside = {"ngram_range": (first, last), "analyzer": "char_wb"}
+        self._vectorizers = [HashingVectorizer(n_features=config.dim // 2, **kind, **common)
+                             for kind in (words, inside)]
 
     def encode(self, texts: list[str]) -> EncodedBatch:
         """float32 [n, dim] of unit length (zero for a text without words); tokens are words and marks."""
         tokens = np.array([len(_TOKEN.findall(t)) for t in texts], np.int32)
         if not texts:
             return EncodedBatch(np.zeros((0, self.dim), np.float32), tokens)
-        counts = self._vectorizer.transform(texts)
-        counts.eliminate_zeros()  # n-grams of opposite sign that fell into one bucket
-        counts.data = np.sign(counts.data) * (1 + np.log(np.abs(counts.data)))
-        vectors = np.asarray(counts.toarray(), np.float32)
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        return EncodedBatch(vectors, tokens)
+        blocks = [_unit_rows(v.transform(texts)) for v in self._vectorizers]
+        return EncodedBatch(np.concatenate(blocks, axis=1) / np.float32(np.sqrt(len(blocks))), tokens)
+
+
+def _unit_rows(counts: Any) -> np.ndarray:
+    """Sparse n-gram counts [n, d] to sublinear float32 [n, d] rows of unit length (zero where nothing was counted)."""
+    counts.eliminate_zeros()  # n-grams of opposite sign that fell into one bucket
+    counts.data = np.sign(counts.data) * (1 + np.log(np.abs(counts.data)))
+    rows = np.asarray(counts.toarray(), np.float32)
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), np.float32)
 
 
 STATISTICS = (

@@ -88,7 +88,8 @@ def embed_texts(ads: pa.Table, config: EncoderConfig, out: str | Path, *, device
         write_content(whole, stage.path(CONTENT_FILE))
         write_json(stage.path(USAGE_FILE), _usage(encoder, usage, before, cached=len(have)))
         stage.rows = {"content": whole.num_rows}
-        stage.facts = {**identity, "dim": encoder.dim, "embedded": table.num_rows, "cached": len(have)}
+        stage.facts = {**identity, "dim": encoder.dim, "embedded": table.num_rows, "cached": len(have),
+                       "encoder": config.model_dump(mode="json")}
 
     hashes = sha256_json(sorted(have | wanted.keys()))
     manifest = run_stage("embed", out, config={**identity, "dim": encoder.dim, "texts_sha256": hashes}, inputs={},

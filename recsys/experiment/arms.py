@@ -134,7 +134,7 @@ def _slates(arm: ArmConfig, folder: Path, out: Path, config: ExperimentConfig, n
     test = read_parquet(split / "test.parquet", IMPRESSIONS)
     test = test.sort_by([("request_id", "ascending"), ("slot", "ascending")])
     scorer = Scorer.load(folder / "model") if arm.policy == "ranker" else None
-    parts, seconds = [], 0.0
+    settings, parts, seconds = config.evaluation.policy, [], 0.0
     with progress("requests") as bar:
         blocks = _blocks(test)
         task = bar.add_task(f"scoring {name}", total=test.num_rows)
@@ -146,7 +146,7 @@ def _slates(arm: ArmConfig, folder: Path, out: Path, config: ExperimentConfig, n
                 started = time.perf_counter()
                 p_click = scorer.score(rows)["click"]
                 seconds += time.perf_counter() - started
-                parts.append(ranker_policy(rows, p_click, config.evaluation.policy))
+                parts.append(ranker_policy(rows, p_click, settings, settings.reserve))
             bar.advance(task, block.num_rows)
     return pa.concat_tables(parts), seconds
 

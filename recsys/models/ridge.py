@@ -112,18 +112,17 @@ def fit_ridge(x: NDArray[np.floating], tests: Tests, story: NDArray[np.int64], p
     weight, y = _target(tests)
     fold = np.random.default_rng(seed).permutation(len(stories))[code] % folds
     nothing = float((weight * y**2).sum()) or 1.0
-    errors = {}
+    errors: dict[tuple[str, float], float] = {}
     for scaling, scale in scales.items():
-        centred = within(_unit(x, mean, scale), tests.test, weight)
+        problem = _Problem.of(within(_unit(x, mean, scale), tests.test, weight), y, weight)
         found = np.zeros(len(penalties))
         for k in range(folds):
-            fit, held = fold != k, fold == k
-            for at, w in enumerate(_solve(centred[fit], y[fit], weight[fit], penalties)):
-                found[at] += (weight[held] * (y[held] - centred[held] @ w) ** 2).sum()
+            held = fold == k
+            for at, predicted in enumerate(problem.predict(~held, held, penalties)):
+                found[at] += (weight[held] * (y[held] - predicted) ** 2).sum()
         errors |= {(scaling, p): float(e / nothing) for p, e in zip(penalties, found, strict=True)}
     scaling, penalty = min(errors, key=lambda k: errors[k])
-    centred = within(_unit(x, mean, scales[scaling]), tests.test, weight)
-    weights = _solve(centred, y, weight, (penalty,))[0]
+    weights = _Problem.of(within(_unit(x, mean, scales[scaling]), tests.test, weight), y, weight).weights(penalty)
     return Ridge(mean, scales[scaling], weights, scaling, penalty, {f"{s}, {p:g}": e for (s, p), e in errors.items()})
 
 
@@ -135,16 +134,40 @@ def _target(tests: Tests) -> tuple[Floats, Floats]:
     return weight, within(log_rate, tests.test, weight)
 
 
-def _solve(x: Floats, y: Floats, weight: Floats, penalties: tuple[float, ...]) -> list[Floats]:
-    """Ridge solutions for all penalties, from the smaller of the two Gram matrices (d x d, or n x n: the dual)."""
-    root = np.sqrt(weight)[:, None]
-    a, b = x * root, y * root[:, 0]
-    primal = a.shape[0] >= a.shape[1]
-    gram, right = (a.T @ a, a.T @ b) if primal else (a @ a.T, b)
-    found = []
-    for penalty in penalties:
-        # One Cholesky factor a penalty: an eigendecomposition would serve all of them, at 25 times the price of one.
-        shifted = gram + penalty * np.eye(len(gram))
-        inner = cho_solve(cho_factor(shifted, overwrite_a=True, check_finite=False), right, check_finite=False)
-        found.append(np.asarray(inner if primal else a.T @ inner))
-    return found
+@dataclass(frozen=True)
+class _Problem:
+    """Weighted ridge: a = sqrt(weight) x, b = sqrt(weight) y, and for the dual (n < d) the Gram matrix a a'.
+
+    Tests lie whole in a fold and are centred one by one, so the folds of the dual are blocks of one Gram matrix.
+    """
+
+    x: Floats
+    a: Floats
+    b: Floats
+    gram: Floats | None
+
+    @classmethod
+    def of(cls, x: Floats, y: Floats, weight: Floats) -> _Problem:
+        root = np.sqrt(weight)
+        a = x * root[:, None]
+        return cls(x, a, y * root, a @ a.T if a.shape[0] < a.shape[1] else None)
+
+    def predict(self, fit: NDArray[np.bool_], held: NDArray[np.bool_], penalties: tuple[float, ...]) -> list[Floats]:
+        """Predictions of the held-out rows for each penalty, fitted on the others."""
+        if self.gram is None:
+            gram, right = self.a[fit].T @ self.a[fit], self.a[fit].T @ self.b[fit]
+            return [self.x[held] @ _solve(gram, right, p) for p in penalties]
+        gram, cross = self.gram[np.ix_(fit, fit)], self.x[held] @ self.a[fit].T
+        return [cross @ _solve(gram, self.b[fit], p) for p in penalties]
+
+    def weights(self, penalty: float) -> Floats:
+        """The ridge solution on all rows, float64[d]."""
+        if self.gram is None:
+            return _solve(self.a.T @ self.a, self.a.T @ self.b, penalty)
+        return np.asarray(self.a.T @ _solve(self.gram, self.b, penalty))
+
+
+def _solve(gram: Floats, right: Floats, penalty: float) -> Floats:
+    # One Cholesky factor a penalty: an eigendecomposition would serve all of them, at 25 times the price of one.
+    factor = cho_factor(gram + penalty * np.eye(len(gram)), overwrite_a=True, check_finite=False)
+    return np.asarray(cho_solve(factor, right, check_finite=False))

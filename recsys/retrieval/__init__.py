@@ -6,7 +6,8 @@ The public names are imported on first use, so that importing the package costs 
 from importlib import import_module
 from typing import Any
 
-_PUBLIC = {"Index": "index", "build_index": "index", "recall_at_k": "index"}
+_PUBLIC = {"Index": "index", "build_index": "index", "recall_at_k": "index", "search_text": "query",
+           "measured_recall": "query"}
 
 
 def __getattr__(name: str) -> Any:

@@ -40,7 +40,7 @@ def build_index(store: str | Path | ContentVectors, out: str | Path, ads: pa.Tab
         transform: fitted on training ads; None: fitted here on all distinct vectors, without projection.
 
     Returns:
-        The manifest; ``facts`` holds factory, dim, n and files.
+        The manifest; ``facts`` holds factory, dim, n, files and, for a store's folder, its encoder.
 
     Raises:
         InputError: an ad without a vector, or two rows with one ad_id.
@@ -48,6 +48,8 @@ def build_index(store: str | Path | ContentVectors, out: str | Path, ads: pa.Tab
     vectors = store if isinstance(store, ContentVectors) else load_vectors(store)
     ids, matrix = (vectors.hashes, vectors.matrix) if ads is None else for_ads(vectors, ads)
     _check_ids(ids)
+    made = None if isinstance(store, ContentVectors) else (read_manifest(store) or {}).get("facts", {})
+    encoder = {"encoder": made["encoder"]} if made and "encoder" in made else {}
     fitted = transform or CorpusTransform.fit(vectors.matrix)
     if fitted.normalisation != "l2":
         raise InputError("inner products are cosines of unit-length vectors only", column="normalisation",
@@ -66,7 +68,7 @@ def build_index(store: str | Path | ContentVectors, out: str | Path, ads: pa.Tab
         files = {name: sha256_file(stage.path(name)) for name in (_INDEX, _IDS, _TRANSFORM)}
         stage.rows = {"ads": len(ids)}
         stage.facts = {"factory": FACTORY, "metric": "inner_product", "dim": unit.shape[1], "n": len(ids),
-                       "files": files, **vectors.identity}
+                       "files": files, **vectors.identity, **encoder}
 
     config = {"factory": FACTORY, **vectors.identity, "ids": sha256_json(ids),
               "vectors": sha256_bytes(np.ascontiguousarray(matrix).tobytes()),
