@@ -108,7 +108,9 @@ def fit_ridge(x: NDArray[np.floating], tests: Tests, story: NDArray[np.int64], p
     mean, deviation = x.mean(axis=0), x.std(axis=0)
     if not deviation.any():
         raise InputError("all content vectors are the same", got="no variance", expected="vectors that differ")
-    scales = {"none": np.ones_like(mean), "variance": np.where(deviation > 0, deviation, 1.0)}
+    scales = {"none": np.ones_like(mean)}
+    if x.shape[0] > x.shape[1]:  # with more coordinates than texts, most deviations are those of a text or two
+        scales["variance"] = np.where(deviation > 0, deviation, 1.0)
     weight, y = _target(tests)
     fold = np.random.default_rng(seed).permutation(len(stories))[code] % folds
     nothing = float((weight * y**2).sum()) or 1.0
@@ -142,6 +144,7 @@ class _Problem:
     """
 
     x: Floats
+    root: Floats
     a: Floats
     b: Floats
     gram: Floats | None
@@ -150,15 +153,17 @@ class _Problem:
     def of(cls, x: Floats, y: Floats, weight: Floats) -> _Problem:
         root = np.sqrt(weight)
         a = x * root[:, None]
-        return cls(x, a, y * root, a @ a.T if a.shape[0] < a.shape[1] else None)
+        return cls(x, root, a, y * root, a @ a.T if a.shape[0] < a.shape[1] else None)
 
     def predict(self, fit: NDArray[np.bool_], held: NDArray[np.bool_], penalties: tuple[float, ...]) -> list[Floats]:
         """Predictions of the held-out rows for each penalty, fitted on the others."""
         if self.gram is None:
             gram, right = self.a[fit].T @ self.a[fit], self.a[fit].T @ self.b[fit]
             return [self.x[held] @ _solve(gram, right, p) for p in penalties]
-        gram, cross = self.gram[np.ix_(fit, fit)], self.x[held] @ self.a[fit].T
-        return [cross @ _solve(gram, self.b[fit], p) for p in penalties]
+        gram, cross = self.gram[np.ix_(fit, fit)], self.gram[np.ix_(held, fit)]
+        root = self.root[held]
+        scale = np.divide(1.0, root, out=np.zeros_like(root), where=root > 0)[:, None]
+        return [(cross * scale) @ _solve(gram, self.b[fit], p) for p in penalties]
 
     def weights(self, penalty: float) -> Floats:
         """The ridge solution on all rows, float64[d]."""

@@ -106,7 +106,8 @@ def train_ridge(split_dir: Path, model: ModelConfig, out: Path, *, content: Cont
 
     def build(stage: Stage) -> None:
         started = time.perf_counter()
-        x, tests, story = _training_rows(split_dir / "train.parquet", ad_ids, vectors)
+        train = read_parquet(split_dir / "train.parquet", IMPRESSIONS)
+        x, tests, story = training_rows(train, ad_ids, vectors, split_dir / "train.parquet")
         ridge = fit_ridge(x, tests, story, model.penalties, seed)
         RidgeModel(ridge, ad_ids, np.ascontiguousarray(vectors, dtype=np.float32)).save(stage.folder)
         seconds = time.perf_counter() - started
@@ -121,9 +122,21 @@ def train_ridge(split_dir: Path, model: ModelConfig, out: Path, *, content: Cont
     return dict(json.loads((out / "metrics.json").read_text()))
 
 
-def _training_rows(file: Path, ad_ids: list[str], vectors: np.ndarray) -> tuple[np.ndarray, Tests, np.ndarray]:
-    """Vectors, outcomes and stories of the candidates of tests with at least two candidates that had viewers."""
-    table = read_parquet(file, IMPRESSIONS)
+def training_rows(table: pa.Table, ad_ids: list[str], vectors: np.ndarray,
+                  file: Path | None = None) -> tuple[np.ndarray, Tests, np.ndarray]:
+    """What :func:`recsys.models.ridge.fit_ridge` learns from: tests with at least two candidates that had viewers.
+
+    Args:
+        table: IMPRESSIONS with trials, successes and group_id.
+        ad_ids: N ids; ``vectors`` [N, d] their content vectors.
+        file: named in errors.
+
+    Returns:
+        Vectors [n, d], outcomes and stories (int64[n] codes) of n candidates.
+
+    Raises:
+        InputError: a column is missing, an ad has no vector, or no test has a choice.
+    """
     for column in ("trials", "successes", "group_id"):
         if column not in table.column_names:
             raise InputError("missing column", file=file, column=column, got=sorted(table.column_names),

@@ -1,0 +1,34 @@
+"""What every benchmark records beside its numbers: machine, versions, command."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from recsys.stage import write_json
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "faiss-cpu", "pyarrow", "numpy", "scikit-learn", "transformers")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory, Python and package versions."""
+    names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+             if line.startswith("model name")]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {"processor": names[0] if names else platform.processor(), "cores": os.cpu_count(),
+            "memory_gib": round(memory, 1), "python": platform.python_version(),
+            "packages": {n: version(n) for n in PACKAGES}}
+
+
+def save(name: str, results: dict[str, Any]) -> Path:
+    """Write benchmarks/results/NAME.json."""
+    command = "python " + " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    path = RESULTS / f"{name}.json"
+    write_json(path, {"command": command, "date": dt.date.today().isoformat(), "machine": machine(), **results})
+    return path

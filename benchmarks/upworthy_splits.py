@@ -1,0 +1,79 @@
+"""Upworthy: lift of every arm over the uniform choice on 20 story-disjoint splits, and the paired differences.
+
+    RECSYS_DATA_HOME=... python benchmarks/upworthy_splits.py --work work/upworthy-splits
+
+One split is a lottery (its standard deviation is over a point), so arms are compared over many, each ranker
+fitted on the other stories only. Writes benchmarks/results/upworthy_splits.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from common import save
+
+from recsys.config import load_config
+from recsys.content import embed_texts, for_ads, load_vectors
+from recsys.contracts import IMPRESSIONS, read_parquet
+from recsys.datasets.prepare import prepare
+from recsys.evaluation.randomized import oracle_lift, picked, read_tests, value_per_test
+from recsys.models.ridge import fit_ridge
+from recsys.training.ridge import training_rows
+
+
+def lifts(table: pa.Table, arms: dict[str, tuple[list[str], np.ndarray]], held: np.ndarray,
+          penalties: tuple[float, ...]) -> dict[str, float]:
+    """Relative lift of each arm's picks over the uniform choice on the held-out rows."""
+    test, found = table.filter(pa.array(held)), {}
+    tests = read_tests(test, "group_id")
+    uniform = value_per_test(tests, picked(tests, None)).mean()
+    for name, (ids, vectors) in arms.items():
+        x, outcomes, story = training_rows(table.filter(pa.array(~held)), ids, vectors)
+        ridge = fit_ridge(x, outcomes, story, penalties)
+        at = {ad: row for row, ad in enumerate(ids)}
+        scores = ridge.score(vectors[[at[ad] for ad in test["ad_id"].to_pylist()]])
+        found[name] = float(value_per_test(tests, picked(tests, scores)).mean() / uniform - 1)
+    return found | {"oracle": oracle_lift(tests)["thinned"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=Path("work/upworthy-splits"))
+    parser.add_argument("--splits", type=int, default=20)
+    parser.add_argument("--test-share", type=float, default=0.25)
+    parser.add_argument("--set", action="append", default=[], help="override of experiments/upworthy.yaml")
+    args = parser.parse_args()
+    config = load_config("upworthy", args.set)
+    prepare(config.data.recipe, args.work / "data")
+    ads, table = read_parquet(args.work / "data" / "ads.parquet"), read_parquet(
+        args.work / "data" / "impressions.parquet", IMPRESSIONS)
+    arms = {}
+    for name, arm in config.arms.items():
+        if arm.content is not None:
+            embed_texts(ads, config.encoders[arm.content], args.work / "content" / arm.content)
+            arms[name] = for_ads(load_vectors(args.work / "content" / arm.content), ads)
+    story = np.array(table["group_id"].to_pylist())
+    stories, rows = np.unique(story), []
+    for split in range(args.splits):
+        chosen = np.random.default_rng(split).permutation(stories)[: round(args.test_share * len(stories))]
+        rows.append(lifts(table, arms, np.isin(story, chosen), config.model.penalties))
+        print(split, {k: f"{v:+.2%}" for k, v in rows[-1].items()}, flush=True)
+    values = {name: np.array([r[name] for r in rows]) for name in rows[0]}
+    pairs = {f"{a} - {b}": summary(values[a] - values[b]) for a, b in combinations(values, 2)}
+    print(save("upworthy_splits", {"splits": args.splits, "test_share": args.test_share,
+                                   "lift_over_uniform": {n: summary(v) for n, v in values.items()},
+                                   "paired_difference": pairs}))
+
+
+def summary(values: np.ndarray) -> dict[str, float]:
+    """Mean and spread over splits; splits overlap, so the spread is not a standard error."""
+    return {"mean": float(values.mean()), "sd": float(values.std(ddof=1)), "min": float(values.min()),
+            "max": float(values.max()), "share_above_0": float((values > 0).mean())}
+
+
+if __name__ == "__main__":
+    main()
