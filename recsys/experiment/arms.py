@@ -17,7 +17,7 @@ from recsys.contracts import IMPRESSIONS, POLICY, read_parquet, validate
 from recsys.datasets import load_dataset_info
 from recsys.errors import InputError
 from recsys.log import log, progress
-from recsys.stage import Stage, run_stage, write_json
+from recsys.stage import Stage, read_manifest, run_stage, write_json
 
 REQUESTS_AT_ONCE = 8192  # a block of requests is expanded to all its candidates in memory
 
@@ -35,6 +35,22 @@ def embed_arm(config: ExperimentConfig, arm: ArmConfig, out: Path) -> Path | Non
     store = out / "content" / arm.content
     embed_texts(read_parquet(ads), config.encoders[arm.content], store)
     return store
+
+
+def index_arm(arm: ArmConfig, out: Path) -> dict[str, Any] | None:
+    """Index the arm's content vectors into ``out/index/NAME``: what retrieval would search.
+
+    Returns:
+        {"factory", "n", "dim", "k", "queries", "recall"}, recall measured against exact search on the corpus's own
+        vectors; None for an arm without content.
+    """
+    if arm.content is None:
+        return None
+    from recsys.retrieval import build_index, measured_recall
+
+    store, index = out / "content" / arm.content, out / "index" / arm.content
+    facts = build_index(store, index, read_parquet(out / "split" / "ads.parquet"))["facts"]
+    return {**{k: facts[k] for k in ("factory", "n", "dim")}, **measured_recall(index, store)}
 
 
 def train_arm(config: ExperimentConfig, name: str, out: Path, model_out: Path | None = None) -> dict[str, Any]:
@@ -161,7 +177,7 @@ def _blocks(test: pa.Table) -> list[pa.Table]:
 
 
 def arm_usages(config: ExperimentConfig, name: str, out: Path) -> list[dict[str, Any]]:
-    """Measured work of one arm: embedding, training, scoring; each arm pays in full what it would need alone.
+    """Measured work of one arm: embedding, index, training, scoring; each arm pays in full what it would need alone.
 
     Scoring is measured on the test part and scaled to the impressions between two refreshes.
     """
@@ -169,6 +185,8 @@ def arm_usages(config: ExperimentConfig, name: str, out: Path) -> list[dict[str,
     usages: list[dict[str, Any]] = []
     if arm.content is not None:
         usages.append(json.loads((out / "content" / arm.content / "usage.json").read_text()))
+        built = (read_manifest(out / "index" / arm.content) or {})["facts"]
+        usages.append({"stage": "index", "seconds": built["seconds"], "device": "cpu", "model_id": built["model_id"]})
     metrics = folder / "model" / "metrics.json"
     if metrics.is_file():
         usages.append({**json.loads(metrics.read_text())["usage"], "model_id": f"{config.name}/{name}"})

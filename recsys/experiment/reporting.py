@@ -64,8 +64,20 @@ def make_report(out: str | Path) -> dict[str, Any]:
         lift = offpolicy_lift(test, policies, config, money,
                               json.loads(truth.read_text()) if truth.is_file() else None, **common)
     lift["seed"] = config.seed
+    for name, arm in config.arms.items():
+        lift["arms"][name]["encoder"] = _encoder(config, arm.content)
+    if (out / "retrieval.json").is_file():
+        lift["retrieval"] = json.loads((out / "retrieval.json").read_text())
     write_lift(out / "report" / "lift.json", lift)
     books = statement(lift, costs, config.money.impressions_per_refresh)
     write_json(out / "report" / "statement.json", books)
     render_html(lift, books, out / "report" / "lift.html")
     return lift
+
+
+def _encoder(config: ExperimentConfig, content: str | None) -> dict[str, Any] | None:
+    """What the report says of an arm's encoder: its kind, and the model where one is named."""
+    if content is None:
+        return None
+    encoder = config.encoders[content]
+    return {"name": content, "kind": encoder.kind, "model": encoder.model}

@@ -11,7 +11,7 @@ import yaml
 from recsys.config import ExperimentConfig
 from recsys.datasets.split import prepare_split
 from recsys.errors import InputError
-from recsys.experiment.arms import arm_policy, embed_arm, train_arm, write_truth
+from recsys.experiment.arms import arm_policy, embed_arm, index_arm, train_arm, write_truth
 from recsys.experiment.reporting import make_report, write_experiment_costs
 from recsys.log import log
 from recsys.stage import write_atomic, write_json
@@ -43,11 +43,15 @@ def run_experiment(config: ExperimentConfig, out: str | Path, data_home: str | P
                          expected="at least two arms")
     prepare_split(config, out, data_home)
     save_config(config, out)
+    retrieval: dict[str, Any] = {}
     for at, (name, arm) in enumerate(config.arms.items(), 1):
         log.info("arm %d of %d: %s", at, len(config.arms), name)
         embed_arm(config, arm, out)
+        if (indexed := index_arm(arm, out)) is not None:
+            retrieval[str(arm.content)] = indexed
         train_arm(config, name, out)
         arm_policy(config, name, out)
+    write_json(out / "retrieval.json", retrieval)
     write_truth(config, out)
     write_experiment_costs(config, out)
     lift = make_report(out)

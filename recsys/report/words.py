@@ -158,7 +158,18 @@ def headline(lift: Mapping[str, Any], statement: Mapping[str, Any] | None = None
                 f"{interval_text(interval)} ({level(lift)} interval). That is not evidence of no effect.")
     if arms[best].get("label") == "exploratory":
         text = "Exploratory, on little evidence: " + text
-    return text + _substitute(statement, best, str(baseline))
+    return text + _llama(arms, best) + _substitute(statement, best, str(baseline))
+
+
+def _llama(arms: Mapping[str, Mapping[str, Any]], best: str) -> str:
+    """The question the engine is for, answered even where another arm is ahead: what did a Llama-family model bring?"""
+    found = [n for n, a in arms.items() if (a.get("encoder") or {}).get("kind") == "llama" and n != best]
+    if not found:
+        return ""
+    name = max(found, key=lambda n: arms[n]["lift"]["estimate"])
+    interval = arms[name]["lift"]
+    return (f" The Llama-family arm {name}: {signed_percent(interval['estimate'])} "
+            f"({interval_text(interval)}).")
 
 
 def _substitute(statement: Mapping[str, Any] | None, best: str, baseline: str) -> str:

@@ -10,6 +10,7 @@ index after the fork.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def build_index(store: str | Path | ContentVectors, out: str | Path, ads: pa.Tab
         transform: fitted on training ads; None: fitted here on all distinct vectors, without projection.
 
     Returns:
-        The manifest; ``facts`` holds factory, dim, n, files and, for a store's folder, its encoder.
+        The manifest; ``facts`` holds factory, dim, n, files, seconds and, for a store's folder, its encoder.
 
     Raises:
         InputError: an ad without a vector, or two rows with one ad_id.
@@ -58,6 +59,7 @@ def build_index(store: str | Path | ContentVectors, out: str | Path, ads: pa.Tab
     def build(stage: Stage) -> None:
         import faiss
 
+        started = time.perf_counter()
         unit = np.ascontiguousarray(fitted.transform(matrix), np.float32)
         index = faiss.index_factory(unit.shape[1], FACTORY, faiss.METRIC_INNER_PRODUCT)
         index.add_with_ids(unit, np.arange(len(ids), dtype=np.int64))
@@ -68,7 +70,8 @@ def build_index(store: str | Path | ContentVectors, out: str | Path, ads: pa.Tab
         files = {name: sha256_file(stage.path(name)) for name in (_INDEX, _IDS, _TRANSFORM)}
         stage.rows = {"ads": len(ids)}
         stage.facts = {"factory": FACTORY, "metric": "inner_product", "dim": unit.shape[1], "n": len(ids),
-                       "files": files, **vectors.identity, **encoder}
+                       "files": files, **vectors.identity, **encoder,
+                       "seconds": time.perf_counter() - started}
 
     config = {"factory": FACTORY, **vectors.identity, "ids": sha256_json(ids),
               "vectors": sha256_bytes(np.ascontiguousarray(matrix).tobytes()),

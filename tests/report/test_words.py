@@ -88,3 +88,12 @@ def test_threats_follow_the_design() -> None:
     assert {"Interference", "Logged propensities", "Several comparisons"} <= names
     lift |= {"method": "randomized", "multiplicity": "holm"}
     assert not {"Logged propensities", "Several comparisons"} & {t for t, _ in words.threats(lift)}
+
+
+def test_the_llama_family_arm_is_named_where_another_is_ahead() -> None:
+    lift = copy.deepcopy(samples.marketplace())
+    lift["arms"]["minilm"]["lift"] = {"estimate": 0.2, "low": 0.15, "high": 0.25}
+    lift["arms"]["smollm2"]["encoder"] = {"name": "smollm2", "kind": "llama", "model": "smollm2-135m"}
+    text = plain(words.headline(lift))
+    assert text.startswith("minilm is estimated")
+    assert "The Llama-family arm smollm2: +9.4 % (+6.2 % to +12.7 %)." in text
