@@ -16,7 +16,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 HERE = Path(__file__).parent
-DEV = ["ruff", "mypy", "pytest", "hypothesis", "httpx", "types-PyYAML", "setuptools", "packaging"]
+DEV = ["ruff", "mypy", "pytest", "hypothesis", "httpx", "pandas", "types-PyYAML", "setuptools", "packaging"]
 # torchrec asks for the CUDA build by name; the lock names the build itself.
 REPLACED = {"fbgemm-gpu"}
 # Used for the model files they carry; their code is never imported, so what it needs is left out.

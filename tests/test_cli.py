@@ -91,3 +91,69 @@ def test_prepare_lists_the_recipes():
     assert done.returncode == 0
     for name in ("upworthy", "criteo_attribution", "criteo_kaggle", "movielens", "open_bandit", "hillstrom", "ipinyou"):
         assert name in done.stdout
+
+
+def packages(**changes: list) -> pa.Table:
+    columns = {"clickability_test_id": ["t", "t"], "headline": ["a", "b"], "eyecatcher_id": ["i", "i"],
+               "excerpt": ["", ""], "test_week": [201406, 201406], "impressions": [10, 10], "clicks": [1, 2]}
+    return pa.table({k: v for k, v in (columns | changes).items() if v is not None})
+
+
+def bandit(propensity: str) -> str:
+    names = ["", "timestamp", "item_id", "position", "click", "propensity_score",
+             *(f"user_feature_{i}" for i in range(4))]
+    row = ["0", "2019-11-24 00:00:18.123456+00:00", "3", "1", "0", propensity, "a", "b", "c", "d"]
+    return ",".join(names) + "\n" + ",".join(row) + "\n"
+
+
+BAD_FILES = {
+    "wrong column type": ("upworthy", packages(clicks=["1", "many"]), ("clicks", "row 1", "many")),
+    "missing column": ("upworthy", packages(headline=None), ("headline",)),
+    "click without trials": ("upworthy", packages(impressions=[10, 0]), ("clicks", "row 1")),
+    "empty file": ("upworthy", b"", ("0 bytes",)),
+    "truncated Parquet": ("upworthy", "cut", ("Parquet",)),
+    "propensity 0": ("open_bandit", bandit("0.0"), ("propensity_score", "row 0", "0.0")),
+    "propensity above 1": ("open_bandit", bandit("1.5"), ("propensity_score", "row 0", "1.5")),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_bad_raw_data_is_one_line_that_says_where_and_nothing_is_left(kind: str, tmp_path: Path):
+    recipe, content, words = BAD_FILES[kind]
+    raw = tmp_path / "raw.data"
+    if isinstance(content, pa.Table):
+        pq.write_table(content, raw)
+    elif content == "cut":
+        pq.write_table(packages(), raw)
+        raw.write_bytes(raw.read_bytes()[:-30])
+    else:
+        raw.write_bytes(content.encode() if isinstance(content, str) else content)
+    files = ["--file", f"impressions={raw}"]
+    if recipe == "open_bandit":
+        (tmp_path / "items.csv").write_text(",item_id,item_feature_0,item_feature_1,item_feature_2,item_feature_3\n"
+                                            "0,3,0.5,a,b,c\n")
+        files += ["--file", f"ads={tmp_path / 'items.csv'}"]
+    done = recsys("prepare", recipe, "--out", str(tmp_path / "x"), *files)
+    assert done.returncode == 2, done.stderr
+    error = done.stderr.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    for word in ("raw.data", *words):
+        assert word in error
+    assert "Traceback" not in done.stderr
+    assert {p.name for p in tmp_path.iterdir()} <= {"raw.data", "items.csv"}
+
+
+def test_a_model_folder_that_is_not_a_llama_is_refused(tmp_path: Path):
+    model = tmp_path / "bert"
+    model.mkdir()
+    (model / "config.json").write_text('{"architectures": ["BertModel"], "model_type": "bert"}')
+    data = tmp_path / "data"
+    data.mkdir()
+    pq.write_table(pa.table({"ad_id": ["a"], "title": ["shoes"], "content_hash": ["h"]}), data / "ads.parquet")
+    done = recsys("embed", str(data), "--model", str(model))
+    assert done.returncode == 2, done.stderr
+    error = done.stderr.strip().splitlines()[-1]
+    assert "config.json" in error
+    assert "bert" in error.lower()
+    assert "lama" in error
+    assert [p.name for p in data.iterdir()] == ["ads.parquet"]

@@ -45,13 +45,18 @@ def read_raw(table: RawTable, path: Path, columns: set[str]) -> Iterator[pa.Tabl
         raise InputError("no such file", file=path)
     if path.stat().st_size == 0:
         raise InputError("empty file", file=path, got="0 bytes", expected="a file with rows")
-    form = "parquet" if path.suffix == ".parquet" else table.format
+    form = "parquet" if path.suffix == ".parquet" or _starts_as_parquet(path) else table.format
     reader = {"parquet": _parquet, "csv": _csv, "text": _text}[form]
     try:
         yield from reader(table, path, columns)
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError, EOFError) as error:
         raise InputError(f"damaged {form} file", file=path, got=str(error).splitlines()[0],
                          expected="a complete, readable file") from None
+
+
+def _starts_as_parquet(path: Path) -> bool:
+    with path.open("rb") as handle:
+        return handle.read(4) == b"PAR1"
 
 
 def _parquet(table: RawTable, path: Path, columns: set[str]) -> Iterator[pa.Table]:
