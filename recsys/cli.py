@@ -146,13 +146,20 @@ def search(
     folder: Annotated[Path, typer.Argument(metavar="INDEX", help="Index folder (recsys index).")],
     text: Annotated[str, typer.Argument(help="The query.")],
     k: Annotated[int, typer.Option(min=1, help="How many ads.")] = 10,
+    ads: Annotated[Path | None, typer.Option(help="ads.parquet: show titles beside the ids.")] = None,
     as_json: _Json = False,
 ) -> None:
     """The ads nearest in meaning to a text."""
+    from recsys.contracts import ADS, read_parquet
     from recsys.retrieval import search_text
 
-    found = search_text(folder, text, k)
-    _say({"results": found}, as_json, "\n".join(f"{r['score']:.4f}  {r['ad_id']}" for r in found))
+    titles: dict[str, str] = {}
+    if ads is not None:
+        table = read_parquet(ads, ADS)
+        titles = dict(zip(table["ad_id"].to_pylist(), table["title"].to_pylist(), strict=True))
+    found = [{**r, **({"title": titles.get(r["ad_id"])} if ads else {})} for r in search_text(folder, text, k)]
+    _say({"results": found}, as_json,
+         "\n".join(f"{r['score']:.4f}  {r['ad_id']}  {r.get('title') or ''}".rstrip() for r in found))
 
 
 @app.command()
