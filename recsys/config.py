@@ -96,7 +96,7 @@ class ModelConfig(Strict):
     content_dim: int = Field(64, ge=1, description="principal components kept of a content vector")
     heads: tuple[Literal["click", "engage", "convert"], ...] = ("click",)
     penalties: tuple[float, ...] = Field(
-        (10.0, 30.0, 100.0, 300.0, 1e3, 3e3),
+        (30.0, 100.0, 300.0, 1e3),
         description="ridge: tried by cross-validation on training stories",
     )
 

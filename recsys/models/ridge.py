@@ -115,8 +115,9 @@ def fit_ridge(x: NDArray[np.floating], tests: Tests, story: NDArray[np.int64], p
     fold = np.random.default_rng(seed).permutation(len(stories))[code] % folds
     nothing = float((weight * y**2).sum()) or 1.0
     errors: dict[tuple[str, float], float] = {}
+    problems: dict[str, _Problem] = {}
     for scaling, scale in scales.items():
-        problem = _Problem.of(within(_unit(x, mean, scale), tests.test, weight), y, weight)
+        problem = problems[scaling] = _Problem.of(within(_unit(x, mean, scale), tests.test, weight), y, weight)
         found = np.zeros(len(penalties))
         for k in range(folds):
             held = fold == k
@@ -124,7 +125,7 @@ def fit_ridge(x: NDArray[np.floating], tests: Tests, story: NDArray[np.int64], p
                 found[at] += (weight[held] * (y[held] - predicted) ** 2).sum()
         errors |= {(scaling, p): float(e / nothing) for p, e in zip(penalties, found, strict=True)}
     scaling, penalty = min(errors, key=lambda k: errors[k])
-    weights = _Problem.of(within(_unit(x, mean, scales[scaling]), tests.test, weight), y, weight).weights(penalty)
+    weights = problems[scaling].weights(penalty)
     return Ridge(mean, scales[scaling], weights, scaling, penalty, {f"{s}, {p:g}": e for (s, p), e in errors.items()})
 
 
@@ -174,5 +175,7 @@ class _Problem:
 
 def _solve(gram: Floats, right: Floats, penalty: float) -> Floats:
     # One Cholesky factor a penalty: an eigendecomposition would serve all of them, at 25 times the price of one.
-    factor = cho_factor(gram + penalty * np.eye(len(gram)), overwrite_a=True, check_finite=False)
+    shifted = gram.copy()
+    np.fill_diagonal(shifted, shifted.diagonal() + penalty)
+    factor = cho_factor(shifted, overwrite_a=True, check_finite=False)
     return np.asarray(cho_solve(factor, right, check_finite=False))
