@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 # The embedding models' files come with their packages; nothing is fetched from a model hub.
 export HF_HUB_OFFLINE ?= 1
 LOCK ?= requirements/cpu.lock
-STAMP := $(VENV)/.installed
+# A stamp a lock: another lock installs anew.
+STAMP := $(VENV)/.installed-$(basename $(notdir $(LOCK)))
 
 .PHONY: setup demo test test-slow test-all check clean help
 help:
@@ -14,7 +15,7 @@ help:
 	@echo "make test-slow set up, run the slow tests (processes killed, real models, a browser); test-all: both"
 	@echo "make check     ruff and mypy"
 	@echo "make setup     the virtual environment in .venv   (LOCK=requirements/gpu.lock for a CUDA machine)"
-	@echo "make clean     remove .venv, runs and caches"
+	@echo "make clean     remove .venv and caches (not runs/ and work/, which are yours)"
 
 setup: $(STAMP)
 
@@ -27,6 +28,7 @@ $(STAMP): $(LOCK) requirements/dev.lock pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c $(LOCK) torch
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps -r $(LOCK) -r requirements/dev.lock
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
+	@rm -f $(VENV)/.installed-*
 	@touch $@
 
 demo: setup
@@ -45,4 +47,4 @@ check: setup
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) runs work .cache .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -28,7 +28,8 @@ def machine() -> dict[str, Any]:
 
 def save(name: str, results: dict[str, Any]) -> Path:
     """Write benchmarks/results/NAME.json."""
-    command = "python " + " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    given = [Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:]]  # no machine's folders in a result
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *given])
     path = RESULTS / f"{name}.json"
     write_json(path, {"command": command, "date": dt.date.today().isoformat(), "machine": machine(), **results})
     return path

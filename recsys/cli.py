@@ -15,6 +15,7 @@ from recsys.log import log, setup_logging
 from recsys.serving.commands import score, serve
 
 app = typer.Typer(name="recsys", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  rich_markup_mode=None,  # rich help takes twice as long to answer
                   help="An open ad-recommendation engine that keeps the books on AI.")
 
 _Set = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override a key of the experiment "
@@ -118,8 +119,8 @@ def embed(
     costs = book([usage], load_card(money.price_card), machine or money.machine, "embed", model)
     write_costs(costs, store / "costs.parquet")
     _say({**manifest, "usage": usage}, as_json,
-         f"{store}: {usage['texts']:,} texts, {usage['tokens']:,} tokens, {usage['seconds']:.1f} s; "
-         f"${sum(costs['EffectiveCost'].to_pylist()):.6f}")
+         f"{store}: {'up to date; it took ' if manifest['cached'] else ''}{usage['texts']:,} texts, "
+         f"{usage['tokens']:,} tokens, {usage['seconds']:.1f} s, ${sum(costs['EffectiveCost'].to_pylist()):.6f}")
 
 
 @app.command()
@@ -176,8 +177,7 @@ def train(
     from recsys.experiment import run_training
 
     metrics = run_training(load_config(file, overrides), out, home, arm)
-    test = metrics.get("test", metrics["train"])
-    shown = {k: v for k, v in test.items() if isinstance(v, int | float)}
+    shown = {k: v for k, v in metrics["test"].items() if isinstance(v, int | float)}
     _say(metrics, as_json, f"{out}: " + ", ".join(f"{k} {v:.5g}" for k, v in shown.items()))
 
 
@@ -263,6 +263,9 @@ def main(arguments: list[str] | None = None) -> None:
     except RecsysError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:  # a full disk, a read-only folder: the user's to mend, so no traceback
+        typer.echo(f"error: {error.filename or 'input/output'}: {error.strerror or error}", err=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         log.warning("interrupted; the same command goes on from here")
         sys.exit(130)

@@ -283,4 +283,18 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Experim
         InputError: missing file, malformed YAML, unknown key, wrong value.
     """
     file = find_resource("experiments", str(path))
-    return parse_model(ExperimentConfig, apply_overrides(read_yaml(file), overrides or []), file)
+    value = _beside(read_yaml(file), file.parent)
+    return parse_model(ExperimentConfig, apply_overrides(value, overrides or []), file)
+
+
+def _beside(value: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Make paths that are written relative to the experiment file absolute; what is not found there stays as it is."""
+    for section, keys in (("split", ("train", "test")), ("data", ("recipe",)), ("money", ("price_card",))):
+        inner = value.get(section)
+        if not isinstance(inner, dict):
+            continue
+        for key in keys:
+            given = inner.get(key)
+            if isinstance(given, str) and not Path(given).exists() and (folder / given).is_file():
+                inner[key] = str((folder / given).resolve())
+    return value

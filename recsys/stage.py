@@ -125,6 +125,9 @@ def run_stage(
         The manifest, with ``cached`` true where nothing was done.
     """
     out = Path(out)
+    for path in (out, *out.parents):
+        if path.exists() and not path.is_dir():
+            raise InputError("not a folder", file=path, got="a file", expected="a new or existing folder")
     hashes = {label: sha256_file(path) for label, path in sorted(inputs.items())}
     identity = {"stage": name, "config": dict(config), "inputs": hashes, "version": __version__}
     key = sha256_json(identity)

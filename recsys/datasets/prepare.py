@@ -86,7 +86,7 @@ def _find_file(plan: Recipe, table: RawTable, given: str | None, home: Path | No
     terms = f"published at {plan.published or 'no known place'}; licence: {plan.licence or 'none stated'}"
     if given is not None:
         tried = [Path(given), *([home / given] if home else [])]
-        wanted = f"a {table.format} file of the shape of {table.file[0]}"
+        wanted = f"a file of the shape of {table.file[0]}, looked for as {' and '.join(map(str, tried))}"
     elif home is None:
         raise InputError("no data home", file=plan.name,
                          expected=f"--data-home or {HOME} to name the folder that holds {table.file[0]} ({terms})")

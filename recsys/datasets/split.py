@@ -52,8 +52,8 @@ def prepare_split(config: ExperimentConfig, out: str | Path, data_home: str | Pa
         prepare(data.recipe, out / "data", data_home=home, params=params, seed=config.seed)
         return split_dataset(out / "data", split, config.seed, out / "split")
     files = {"impressions": split.train} if split.train else None
-    prepare(data.recipe, out / "data", data_home=home, files=files, params=params, seed=config.seed)
     prepare(data.recipe, out / "data_test", data_home=home, files={"impressions": split.test}, seed=config.seed)
+    prepare(data.recipe, out / "data", data_home=home, files=files, params=params, seed=config.seed)
     return split_files(out / "data", out / "data_test", out / "split")
 
 
@@ -190,6 +190,15 @@ def _write_parts(file: Path, stage: Stage, held_out: np.ndarray) -> None:
                     writer.write_table(table.filter(pa.array(rows)))
 
 
+def _used(ads: pa.Table, folder: Path) -> pa.Table:
+    """The ads that occur in a part: texts of dropped rows would be embedded, and paid for, in vain."""
+    parts = [folder / "train.parquet", folder / "test.parquet"]
+    if "candidates" in pq.read_schema(parts[0]).names:
+        return ads  # candidates that were never shown are scored, too
+    used = pa.concat_tables([pq.read_table(p, columns=["ad_id"]) for p in parts])["ad_id"].unique()
+    return ads.filter(pc.is_in(ads["ad_id"], value_set=used))
+
+
 def _finish(stage: Stage, source: Path, audit: dict[str, Any], second: Path | None = None) -> None:
     """Ads, truth and descriptions beside the two parts."""
     write_json(stage.path("audit.json"), audit)
@@ -202,6 +211,7 @@ def _finish(stage: Stage, source: Path, audit: dict[str, Any], second: Path | No
             more = pq.read_table(second / "ads.parquet")
             new = pc.invert(pc.is_in(more.column("ad_id"), value_set=ads.column("ad_id").combine_chunks()))
             ads = pa.concat_tables([ads, more.filter(new)])
+        ads = _used(ads, stage.folder)
         pq.write_table(ads, stage.path("ads.parquet"))
         stage.rows["ads"] = ads.num_rows
     stage.rows.update(train=audit["rows"]["train"], test=audit["rows"]["test"])

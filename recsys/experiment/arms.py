@@ -112,9 +112,13 @@ def arm_policy(config: ExperimentConfig, name: str, out: Path) -> dict[str, Any]
                                 "rows": table.num_rows, "model_id": f"{config.name}/{name}"}
         log.info("policy %s: %s rows in %.1f s", name, f"{table.num_rows:,}", time.perf_counter() - started)
 
-    settings = {"arm": arm.model_dump(mode="json"), "policy": config.evaluation.policy.model_dump(mode="json"),
-                "method": config.evaluation.method}
-    return run_stage("policy", folder / "policy", config=settings, inputs=inputs, build=build)
+    return run_stage("policy", folder / "policy", config=policy_settings(config, name), inputs=inputs, build=build)
+
+
+def policy_settings(config: ExperimentConfig, name: str) -> dict[str, Any]:
+    """What an arm's policy depends on besides its inputs; a report checks that its logs were made with the same."""
+    return {"arm": config.arms[name].model_dump(mode="json"), "method": config.evaluation.method,
+            "policy": config.evaluation.policy.model_dump(mode="json")}
 
 
 def _choices(arm: ArmConfig, folder: Path, out: Path, config: ExperimentConfig) -> tuple[pa.Table, float]:

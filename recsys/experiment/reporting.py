@@ -11,9 +11,9 @@ import pyarrow as pa
 from recsys.config import ExperimentConfig, parse_model, read_yaml
 from recsys.contracts import IMPRESSIONS, POLICY, read_parquet
 from recsys.errors import InputError
-from recsys.experiment.arms import arm_usages
+from recsys.experiment.arms import arm_usages, policy_settings
 from recsys.ledger import book, costs_per_mille, load_card, read_costs, statement, write_costs
-from recsys.stage import sha256_file, write_json
+from recsys.stage import read_manifest, sha256_file, sha256_json, write_json
 
 
 def write_experiment_costs(config: ExperimentConfig, out: Path) -> pa.Table:
@@ -48,6 +48,7 @@ def make_report(out: str | Path) -> dict[str, Any]:
     config = parse_model(ExperimentConfig, read_yaml(out / "config.yaml"), out / "config.yaml")
     test_file = out / "split" / "test.parquet"
     test = read_parquet(test_file, IMPRESSIONS)
+    _check_logs(config, out)
     policies = {n: read_parquet(out / "arms" / n / "policy" / "policy.parquet", POLICY) for n in config.arms}
     costs = read_costs(out / "costs.parquet").to_pylist()
     money: dict[str, dict[str, Any]] = {name: {"cost_per_mille_usd": 0.0} for name in config.arms}
@@ -55,7 +56,8 @@ def make_report(out: str | Path) -> dict[str, Any]:
         money[name] = {"cost_per_mille_usd": cost["estimate"],
                        "cost_per_mille_interval": {"low": cost["low"], "high": cost["high"]}}
     common: dict[str, Any] = {"audit": json.loads((out / "split" / "audit.json").read_text()),
-                              "data_sha256": sha256_file(test_file)}
+                              "data_sha256": sha256_json([sha256_file(out / "split" / f"{p}.parquet")
+                                                            for p in ("train", "test")])}
     if config.evaluation.method == "randomized":
         scores = {n: p["score"].to_numpy() if "score" in p.column_names else None for n, p in policies.items()}
         lift = randomized_lift(test, scores, config, money, **common)
@@ -81,3 +83,16 @@ def _encoder(config: ExperimentConfig, content: str | None) -> dict[str, Any] | 
         return None
     encoder = config.encoders[content]
     return {"name": content, "kind": encoder.kind, "model": encoder.model}
+
+
+def _check_logs(config: ExperimentConfig, out: Path) -> None:
+    """Refuse to publish policies under a configuration or a test part that did not make them."""
+    test = sha256_file(out / "split" / "test.parquet")
+    for name in config.arms:
+        folder = out / "arms" / name / "policy"
+        manifest = read_manifest(folder)
+        if manifest is None:
+            raise InputError("the arm has no policy", file=folder, expected="a finished run of recsys experiment")
+        if manifest["config"] != policy_settings(config, name) or manifest["inputs"].get("test") != test:
+            raise InputError("the policy was made with another configuration or test part", file=folder,
+                             got="other settings or data", expected="run recsys experiment again")

@@ -2,19 +2,57 @@
 
 from __future__ import annotations
 
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from recsys.config import ExperimentConfig
+from recsys.content import make_encoder
 from recsys.datasets.split import prepare_split
-from recsys.errors import InputError
+from recsys.errors import InputError, RecsysError
 from recsys.experiment.arms import arm_policy, embed_arm, index_arm, train_arm, write_truth
 from recsys.experiment.reporting import make_report, write_experiment_costs
+from recsys.ledger import load_card
 from recsys.log import log
 from recsys.stage import write_atomic, write_json
+
+
+@contextmanager
+def nothing_left_of_bad_input(out: Path) -> Iterator[None]:
+    """Where the data or settings are refused, remove what this call put into ``out``, and ``out`` if it was new."""
+    there = out.exists()
+    before = {p.name for p in out.iterdir()} if out.is_dir() else set()
+    try:
+        yield
+    except RecsysError:
+        if out.is_dir():
+            for path in out.iterdir():
+                if path.name not in before:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if not there:
+                out.rmdir()
+        raise
+
+
+def prepare_data(config: ExperimentConfig, arms: list[str], out: Path, data_home: str | Path | None) -> None:
+    """Check what can be checked at once (encoders, prices), then prepare and split the data.
+
+    Raises:
+        InputError: bad settings or data; nothing of them is left in ``out``.
+    """
+    with nothing_left_of_bad_input(out):
+        for name in arms:
+            content = config.arms[name].content
+            if content is not None:
+                make_encoder(config.encoders[content])  # knows its architecture without loading weights
+        load_card(config.money.price_card).get(config.money.machine)
+        prepare_split(config, out, data_home)
+        save_config(config, out)
 
 
 def save_config(config: ExperimentConfig, out: Path) -> None:
@@ -41,8 +79,7 @@ def run_experiment(config: ExperimentConfig, out: str | Path, data_home: str | P
     if len(config.arms) < 2:
         raise InputError("an experiment compares arms", file="experiment", column="arms", got=sorted(config.arms),
                          expected="at least two arms")
-    prepare_split(config, out, data_home)
-    save_config(config, out)
+    prepare_data(config, list(config.arms), out, data_home)
     retrieval: dict[str, Any] = {}
     for at, (name, arm) in enumerate(config.arms.items(), 1):
         log.info("arm %d of %d: %s", at, len(config.arms), name)
@@ -80,8 +117,7 @@ def run_training(config: ExperimentConfig, out: str | Path, data_home: str | Pat
     name = arm or rankers[0]
     if name not in rankers:
         raise InputError("no such arm with a ranker", file="--arm", got=name, expected=f"one of {rankers}")
-    prepare_split(config, out, data_home)
-    save_config(config, out)
+    prepare_data(config, [name], out, data_home)
     embed_arm(config, config.arms[name], out)
     metrics = train_arm(config, name, out, out / "model")
     write_json(out / "metrics.json", metrics)

@@ -21,6 +21,8 @@ def search_text(folder: str | Path, text: str, k: int) -> list[dict[str, Any]]:
     Raises:
         InputError: no index there, a tampered one, or one that does not say what encoded it.
     """
+    if not text.strip():
+        raise InputError("nothing to search for", file="search", got=text, expected="a text")
     index = Index.open(folder)
     encoder = index.manifest["facts"].get("encoder")
     if encoder is None:

@@ -114,11 +114,13 @@ def train_ridge(split_dir: Path, model: ModelConfig, out: Path, *, content: Cont
         write_json(stage.path("metrics.json"), {
             "train": {"cross_validated_error": min(ridge.errors.values()), "scaling": ridge.scaling,
                       "penalty": ridge.penalty, "errors": ridge.errors, "n": len(x)},
+            "test": _test_metrics(ridge, read_parquet(split_dir / "test.parquet", IMPRESSIONS), ad_ids, vectors),
             "samples_per_second": len(x) / seconds, "input_stall_share": 0.0, "seconds": seconds,
             "usage": {"stage": "train", "seconds": seconds, "device": "cpu", "samples": len(x)}})
         stage.rows["train"] = len(x)
 
-    run_stage("train-ridge", out, config=config, inputs={"train": split_dir / "train.parquet"}, build=build)
+    inputs = {part: split_dir / f"{part}.parquet" for part in ("train", "test")}
+    run_stage("train-ridge", out, config=config, inputs=inputs, build=build)
     return dict(json.loads((out / "metrics.json").read_text()))
 
 
@@ -149,6 +151,22 @@ def training_rows(table: pa.Table, ad_ids: list[str], vectors: np.ndarray,
     counts = (table[c].to_numpy().astype(np.float64) for c in ("trials", "successes"))
     tests = Tests(_codes(table["request_id"]), *counts)
     return vectors[_rows_of(table["ad_id"], ad_ids)], tests, _codes(table["group_id"])
+
+
+def _test_metrics(ridge: Ridge, table: pa.Table, ad_ids: list[str], vectors: np.ndarray) -> dict[str, Any]:
+    """Within-test AUC: over pairs of candidates of one test whose click rates differ, the share ordered right.
+
+    Ties of the score count half. A ridge gives no probabilities, so entropy and calibration are null.
+    """
+    x, tests, _ = training_rows(table, ad_ids, vectors)
+    score, rate = ridge.score(x), tests.successes / tests.trials
+    right = pairs = 0.0
+    for rows in np.split(np.argsort(tests.test, kind="stable"), np.cumsum(np.bincount(tests.test))[:-1]):
+        better = rate[rows][:, None] > rate[rows][None]
+        ahead = np.sign(score[rows][:, None] - score[rows][None])
+        right, pairs = right + ((ahead[better] + 1) / 2).sum(), pairs + better.sum()
+    return {"auc": float(right / pairs) if pairs else None, "auc_kind": "within test", "normalized_entropy": None,
+            "log_loss": None, "calibration_ratio": None, "n": len(x)}
 
 
 def _codes(column: pa.ChunkedArray) -> np.ndarray:

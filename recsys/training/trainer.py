@@ -115,6 +115,8 @@ def _train(stage: Stage, split_dir: Path, model: ModelConfig, training: Training
     del data, loader  # the mapped files go with their last reader
     shutil.rmtree(stage.folder / "encoded")
     shutil.rmtree(stage.folder / "checkpoint")
+    if metrics["test"]["auc"] is None:
+        log.warning("%s: the labels of the test part are all alike, so AUC and normalized entropy are not defined", name)
     log.info("%s: %s", name, _describe(metrics))
 
 

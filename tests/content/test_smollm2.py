@@ -51,7 +51,7 @@ def test_converted_weights_give_identical_outputs(cache, monkeypatch):
     with torch.inference_mode():
         a, b = (m(**ids, output_hidden_states=True).hidden_states for m in (source, converted))
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-    encoder = make_encoder(EncoderConfig(kind="llama"), device="cpu")
+    encoder = make_encoder(EncoderConfig(kind="llama", dtype="float32"), device="cpu")
     assert np.allclose(encoder.encode([text, "a longer text " * 9]).vectors[0], a[-1][0].mean(0).numpy(), atol=1e-3)
     assert encoder.dim == 576
     assert encoder.parameters == 106_203_456  # 134,515,008 less the 49,152 x 576 token embeddings
@@ -60,7 +60,7 @@ def test_converted_weights_give_identical_outputs(cache, monkeypatch):
 def test_smollm2_knows_what_belongs_together(cache, monkeypatch):
     monkeypatch.setenv("RECSYS_CACHE", str(cache))
     prompt = 'This advertisement : "{text}" is about one product category:"'
-    encoder = make_encoder(EncoderConfig(kind="llama", layer=28, pooling="last", prompt=prompt), device="cpu")
+    encoder = make_encoder(EncoderConfig(kind="llama", dtype="float32", layer=28, pooling="last", prompt=prompt), device="cpu")
     texts = ["Cheap flights to Paris", "Low-cost air tickets to Rome", "Learn to knit a warm scarf", "Yarn and needles",
              "New laptops with fast chips", "Gaming notebooks on sale"]
     vectors = encoder.encode(texts).vectors

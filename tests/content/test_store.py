@@ -71,7 +71,7 @@ def test_ad_text(title, body, text):
 
 
 def test_embed_writes_the_contract_once_per_text(tmp_path, tiny_llama):
-    config = EncoderConfig(kind="llama", model=str(tiny_llama), layer=2)
+    config = EncoderConfig(kind="llama", model=str(tiny_llama), dtype="float32", layer=2)
     table = ads(40, copies=3)
     manifest = embed_texts(table, config, tmp_path / "store", device="cpu", chunk=16)
     got = read_parquet(tmp_path / "store" / "content.parquet", CONTENT)

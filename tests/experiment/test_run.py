@@ -10,12 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from recsys.config import ExperimentConfig, load_config
 from recsys.contracts import COSTS, POLICY, read_parquet, validate
-from recsys.errors import InputError, Refused
+from recsys.errors import InputError
 from recsys.experiment import make_report, run_experiment, run_training
 
 SMALL = [
@@ -103,8 +104,78 @@ def test_a_propensity_that_was_tampered_with_is_refused(out: Path, tmp_path: Pat
     at = test.column_names.index("propensity")
     halved = (test["propensity"].to_numpy() * 0.5).tolist()
     pq.write_table(test.set_column(at, "propensity", [halved]), copy / "split/test.parquet")
-    with pytest.raises(Refused, match="weight"):
+    with pytest.raises(InputError, match="another configuration or test part"):
         make_report(copy)
+
+
+def test_a_report_is_not_published_under_settings_that_did_not_make_it(out: Path, tmp_path: Path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    text = (copy / "config.yaml").read_text()
+    assert "temperature: 0.25" in text
+    (copy / "config.yaml").write_text(text.replace("temperature: 0.25", "temperature: 5.0"))
+    with pytest.raises(InputError, match="another configuration"):
+        make_report(copy)
+
+
+def criteo(path: Path, rows: int, **changes: list) -> Path:
+    names = ("cat1", "cat4", "cat6", "cat8", "cat9")
+    columns = {n: [i % 5 for i in range(rows)] for n in names} | {"click": [i % 2 for i in range(rows)]} | changes
+    pq.write_table(pa.table({k: v for k, v in columns.items() if v is not None}), path)
+    return path
+
+
+@pytest.mark.parametrize("bad", ["missing column", "wrong type", "empty", "truncated", "absent", "no rows"])
+def test_bad_test_files_leave_nothing_of_the_run(bad: str, tmp_path: Path):
+    train, test = criteo(tmp_path / "train.parquet", 40), tmp_path / "test.parquet"
+    if bad == "missing column":
+        criteo(test, 10, cat6=None)
+    elif bad == "wrong type":
+        criteo(test, 2, click=["1", "often"])
+    elif bad == "no rows":
+        pq.write_table(pq.read_table(train).slice(0, 0), test)
+    elif bad != "absent":
+        criteo(test, 10)
+        test.write_bytes(test.read_bytes()[:-25] if bad == "truncated" else b"")
+    config = load_config("criteo_attribution", [f"split={{kind: files, train: {train}, test: {test}}}"])
+    before = sorted(p.name for p in tmp_path.iterdir())
+    with pytest.raises(InputError, match=r"test\.parquet"):
+        run_training(config, tmp_path / "run")
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("mine")
+    with pytest.raises(InputError):
+        run_training(config, mine)
+    assert [p.name for p in mine.iterdir()] == ["notes.txt"]
+
+
+def test_a_model_that_is_not_a_llama_stops_the_experiment_before_any_work(tmp_path: Path):
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert/config.json").write_text('{"architectures": ["BertModel"], "model_type": "bert"}')
+    config = load_config("marketplace", [f"encoders.smollm2.model={tmp_path / 'bert'}"])
+    with pytest.raises(InputError, match="bert"):
+        run_experiment(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_paths_in_an_experiment_file_are_relative_to_it(tmp_path: Path):
+    criteo(tmp_path / "a.parquet", 60)
+    criteo(tmp_path / "b.parquet", 30)
+    (tmp_path / "x.yaml").write_text("name: x\ndata: {recipe: criteo_attribution}\n"
+                                     "split: {kind: files, train: a.parquet, test: b.parquet}\n"
+                                     "training: {batch_size: 16}\n")
+    metrics = run_training(load_config(tmp_path / "x.yaml"), tmp_path / "run")
+    assert metrics["test"]["n"] == 30
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path: Path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(InputError, match="not a folder"):
+        run_training(load_config("marketplace", [*SMALL, "arms={ids_only: {}}", "baseline=ids_only"]), tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "mine"
 
 
 def test_training_alone_writes_metrics(tmp_path: Path):
