@@ -116,7 +116,7 @@ def _train(stage: Stage, split_dir: Path, model: ModelConfig, training: Training
     shutil.rmtree(stage.folder / "encoded")
     shutil.rmtree(stage.folder / "checkpoint")
     if metrics["test"]["auc"] is None:
-        log.warning("%s: the labels of the test part are all alike, so AUC and normalized entropy are not defined", name)
+        log.warning("%s: all labels of the test part are alike: AUC and normalized entropy are undefined", name)
     log.info("%s: %s", name, _describe(metrics))
 
 

@@ -24,11 +24,13 @@ AWKWARD = [
 
 
 def llama(folder, **settings) -> TransformerEncoder:
-    return make_encoder(EncoderConfig(kind="llama", model=str(folder), **({"dtype": "float32"} | settings)), device="cpu")
+    settings = {"dtype": "float32"} | settings
+    return make_encoder(EncoderConfig(kind="llama", model=str(folder), **settings), device="cpu")
 
 
 def bert(folder, **settings) -> TransformerEncoder:
-    return make_encoder(EncoderConfig(kind="sentence", model=str(folder), **({"dtype": "float32"} | settings)), device="cpu")
+    settings = {"dtype": "float32"} | settings
+    return make_encoder(EncoderConfig(kind="sentence", model=str(folder), **settings), device="cpu")
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -60,7 +60,8 @@ def test_converted_weights_give_identical_outputs(cache, monkeypatch):
 def test_smollm2_knows_what_belongs_together(cache, monkeypatch):
     monkeypatch.setenv("RECSYS_CACHE", str(cache))
     prompt = 'This advertisement : "{text}" is about one product category:"'
-    encoder = make_encoder(EncoderConfig(kind="llama", dtype="float32", layer=28, pooling="last", prompt=prompt), device="cpu")
+    config = EncoderConfig(kind="llama", dtype="float32", layer=28, pooling="last", prompt=prompt)
+    encoder = make_encoder(config, device="cpu")
     texts = ["Cheap flights to Paris", "Low-cost air tickets to Rome", "Learn to knit a warm scarf", "Yarn and needles",
              "New laptops with fast chips", "Gaming notebooks on sale"]
     vectors = encoder.encode(texts).vectors
