@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from common import save
+from scipy.stats import t
 
 from recsys.config import load_config
-from recsys.content import embed_texts, for_ads, load_vectors
+from recsys.content import embed_texts, joined_for_ads
 from recsys.contracts import IMPRESSIONS, read_parquet
 from recsys.datasets.prepare import prepare
 from recsys.evaluation.randomized import oracle_lift, picked, read_tests, value_per_test
@@ -53,9 +54,10 @@ def main() -> None:
         args.work / "data" / "impressions.parquet", IMPRESSIONS)
     arms = {}
     for name, arm in config.arms.items():
-        if arm.content is not None:
-            embed_texts(ads, config.encoders[arm.content], args.work / "content" / arm.content)
-            arms[name] = for_ads(load_vectors(args.work / "content" / arm.content), ads)
+        for content in arm.encoders:
+            embed_texts(ads, config.encoders[content], args.work / "content" / content)
+        if arm.encoders:
+            arms[name] = joined_for_ads([args.work / "content" / c for c in arm.encoders], ads)
     story = np.array(table["group_id"].to_pylist())
     stories, rows = np.unique(story), []
     for split in range(args.splits):
@@ -63,16 +65,24 @@ def main() -> None:
         rows.append(lifts(table, arms, np.isin(story, chosen), config.model.penalties))
         print(split, {k: f"{v:+.2%}" for k, v in rows[-1].items()}, flush=True)
     values = {name: np.array([r[name] for r in rows]) for name in rows[0]}
-    pairs = {f"{a} - {b}": summary(values[a] - values[b]) for a, b in combinations(values, 2)}
+    pairs = {f"{a} - {b}": summary(values[a] - values[b], args.test_share) for a, b in combinations(values, 2)}
+    headroom = {n: float(v.mean() / values["oracle"].mean()) for n, v in values.items()}
     print(save("upworthy_splits", {"splits": args.splits, "test_share": args.test_share,
-                                   "lift_over_uniform": {n: summary(v) for n, v in values.items()},
-                                   "paired_difference": pairs}))
+                                   "lift_over_uniform": {n: summary(v, args.test_share) for n, v in values.items()},
+                                   "share_of_headroom": headroom, "paired_difference": pairs}))
 
 
-def summary(values: np.ndarray) -> dict[str, float]:
-    """Mean and spread over splits; splits overlap, so the spread is not a standard error."""
-    return {"mean": float(values.mean()), "sd": float(values.std(ddof=1)), "min": float(values.min()),
-            "max": float(values.max()), "share_above_0": float((values > 0).mean())}
+def summary(values: np.ndarray, test_share: float) -> dict[str, float]:
+    """Mean, spread and 95 % interval over splits.
+
+    Splits share training rows, so sd / sqrt(splits) is too small an error: the corrected resampled t of Nadeau and
+    Bengio (2003, Inference for the Generalization Error) takes sd * sqrt(1 / splits + test / train) in its place.
+    """
+    count, sd = len(values), values.std(ddof=1)
+    half = t.ppf(0.975, count - 1) * sd * np.sqrt(1 / count + test_share / (1 - test_share))
+    return {"mean": float(values.mean()), "sd": float(sd), "low": float(values.mean() - half),
+            "high": float(values.mean() + half), "min": float(values.min()), "max": float(values.max()),
+            "share_above_0": float((values > 0).mean())}
 
 
 if __name__ == "__main__":

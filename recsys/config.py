@@ -78,8 +78,15 @@ class EncoderConfig(Strict):
 class ArmConfig(Strict):
     """One arm of the experiment: a ranker with or without a content encoder, or a fixed policy."""
 
-    content: str | None = Field(None, description="name of an encoder; null: ids and dense features only")
+    content: str | tuple[str, ...] | None = Field(
+        None, description="an encoder, or several whose vectors are joined; null: ids and dense features only"
+    )
     policy: Literal["ranker", "uniform"] = "ranker"
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Names of the arm's encoders, none for ids only."""
+        return (self.content,) if isinstance(self.content, str) else self.content or ()
 
 
 class ModelConfig(Strict):
@@ -165,9 +172,10 @@ class ExperimentConfig(Strict):
         if self.baseline is not None and self.baseline not in self.arms:
             raise ValueError(f"baseline: {self.baseline!r} is not one of the arms {sorted(self.arms)}")
         for name, arm in self.arms.items():
-            if arm.content is not None and arm.content not in self.encoders:
-                known = sorted(self.encoders)
-                raise ValueError(f"arms.{name}.content: {arm.content!r} is not one of the encoders {known}")
+            for content in arm.encoders:
+                if content not in self.encoders:
+                    known = sorted(self.encoders)
+                    raise ValueError(f"arms.{name}.content: {content!r} is not one of the encoders {known}")
         return self
 
     @property

@@ -9,7 +9,8 @@ from typing import Any
 _PUBLIC = {
     "EncodedBatch": "encoders", "Encoder": "encoders", "make_encoder": "encoders",
     "ad_text": "store", "embed_texts": "store", "read_usage": "store",
-    "ContentVectors": "vectors", "CorpusTransform": "vectors", "for_ads": "vectors", "load_vectors": "vectors",
+    "ContentVectors": "vectors", "CorpusTransform": "vectors", "for_ads": "vectors", "joined_for_ads": "vectors",
+    "load_vectors": "vectors",
 }
 
 

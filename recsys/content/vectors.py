@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -84,6 +85,27 @@ def for_ads(vectors: ContentVectors, ads: pa.Table) -> tuple[list[str], np.ndarr
             raise InputError("this ad's text has no vector in the content store", file="ads", column="content_hash",
                              row=row, got=key, expected="a store that recsys embed made from these ads")
     return ads["ad_id"].to_pylist(), vectors.matrix[[vectors.rows[key] for key in keys]]
+
+
+def joined_for_ads(stores: Sequence[str | Path], ads: pa.Table) -> tuple[list[str], np.ndarray]:
+    """Vectors of one or several stores side by side, aligned to the rows of an ads table.
+
+    Where there are several, each block is divided by its root mean square distance from its mean: encoders differ a
+    hundredfold in scale, and the larger would drown the other in every sum of squares.
+
+    Returns:
+        ad_ids, length n, and float32 [n, sum of d].
+
+    Raises:
+        InputError: as :func:`load_vectors` and :func:`for_ads`.
+    """
+    blocks = []
+    for store in stores:
+        ids, matrix = for_ads(load_vectors(store), ads)
+        if len(stores) > 1:
+            matrix = matrix / max(float(np.sqrt(matrix.var(axis=0).sum())), 1e-12)
+        blocks.append(matrix)
+    return ids, np.concatenate(blocks, axis=1)
 
 
 @dataclass(frozen=True)

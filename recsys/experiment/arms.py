@@ -22,33 +22,30 @@ from recsys.stage import Stage, read_manifest, run_stage, write_json
 REQUESTS_AT_ONCE = 8192  # a block of requests is expanded to all its candidates in memory
 
 
-def embed_arm(config: ExperimentConfig, arm: ArmConfig, out: Path) -> Path | None:
-    """Embed the split's ads with the arm's encoder into ``out/content/NAME``; None for an arm without content."""
-    if arm.content is None:
-        return None
+def embed_arm(config: ExperimentConfig, arm: ArmConfig, out: Path) -> None:
+    """Embed the split's ads with each of the arm's encoders into ``out/content/NAME``."""
+    if not arm.encoders:
+        return
     from recsys.content import embed_texts
 
     ads = out / "split" / "ads.parquet"
     if not ads.is_file():
         raise InputError("the data set has no texts to embed", file=ads, column=f"arms.*.content = {arm.content}",
                          expected="a recipe with an ads table, or arms without content")
-    store = out / "content" / arm.content
-    embed_texts(read_parquet(ads), config.encoders[arm.content], store)
-    return store
+    for name in arm.encoders:
+        embed_texts(read_parquet(ads), config.encoders[name], out / "content" / name)
 
 
-def index_arm(arm: ArmConfig, out: Path) -> dict[str, Any] | None:
-    """Index the arm's content vectors into ``out/index/NAME``: what retrieval would search.
+def index_content(name: str, out: Path) -> dict[str, Any]:
+    """Index an encoder's content vectors into ``out/index/NAME``: what retrieval would search.
 
     Returns:
         {"factory", "n", "dim", "k", "queries", "recall"}, recall measured against exact search on the corpus's own
-        vectors; None for an arm without content.
+        vectors.
     """
-    if arm.content is None:
-        return None
     from recsys.retrieval import build_index, measured_recall
 
-    store, index = out / "content" / arm.content, out / "index" / arm.content
+    store, index = out / "content" / name, out / "index" / name
     facts = build_index(store, index, read_parquet(out / "split" / "ads.parquet"))["facts"]
     return {**{k: facts[k] for k in ("factory", "n", "dim")}, **measured_recall(index, store)}
 
@@ -69,10 +66,11 @@ def train_arm(config: ExperimentConfig, name: str, out: Path, model_out: Path | 
     if arm.policy != "ranker":
         return {}
     content = None
-    if arm.content is not None:
-        from recsys.content import for_ads, load_vectors
+    if arm.encoders:
+        from recsys.content import joined_for_ads
 
-        content = for_ads(load_vectors(out / "content" / arm.content), read_parquet(out / "split" / "ads.parquet"))
+        ads = read_parquet(out / "split" / "ads.parquet")
+        content = joined_for_ads([out / "content" / n for n in arm.encoders], ads)
     target = model_out or out / "arms" / name / "model"
     if config.model.kind == "ridge":
         from recsys.training.ridge import train_ridge
@@ -135,7 +133,7 @@ def _choices(arm: ArmConfig, folder: Path, out: Path, config: ExperimentConfig) 
         seconds = time.perf_counter() - started
     tests = read_tests(test, config.evaluation.unit)
     probability = np.zeros(test.num_rows)
-    probability[tests.rows] = picked(tests, scores, arm.content or arm.policy)
+    probability[tests.rows] = picked(tests, scores, folder.name)
     columns = {"request_id": test["request_id"], "slot": pa.array(np.zeros(test.num_rows, np.int32)),
                "ad_id": test["ad_id"], "probability": probability}
     if scores is not None:
@@ -187,9 +185,9 @@ def arm_usages(config: ExperimentConfig, name: str, out: Path) -> list[dict[str,
     """
     arm, folder = config.arms[name], out / "arms" / name
     usages: list[dict[str, Any]] = []
-    if arm.content is not None:
-        usages.append(json.loads((out / "content" / arm.content / "usage.json").read_text()))
-        built = (read_manifest(out / "index" / arm.content) or {})["facts"]
+    for content in arm.encoders:
+        usages.append(json.loads((out / "content" / content / "usage.json").read_text()))
+        built = (read_manifest(out / "index" / content) or {})["facts"]
         usages.append({"stage": "index", "seconds": built["seconds"], "device": "cpu", "model_id": built["model_id"]})
     metrics = folder / "model" / "metrics.json"
     if metrics.is_file():

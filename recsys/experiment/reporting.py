@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from recsys.config import ExperimentConfig, parse_model, read_yaml
+from recsys.config import ArmConfig, ExperimentConfig, parse_model, read_yaml
 from recsys.contracts import IMPRESSIONS, POLICY, read_parquet
 from recsys.errors import InputError
 from recsys.experiment.arms import arm_usages, policy_settings
@@ -67,7 +67,7 @@ def make_report(out: str | Path) -> dict[str, Any]:
                               json.loads(truth.read_text()) if truth.is_file() else None, **common)
     lift["seed"] = config.seed
     for name, arm in config.arms.items():
-        lift["arms"][name]["encoder"] = _encoder(config, arm.content)
+        lift["arms"][name]["encoder"] = _encoder(config, arm)
     if (out / "retrieval.json").is_file():
         lift["retrieval"] = json.loads((out / "retrieval.json").read_text())
     write_lift(out / "report" / "lift.json", lift)
@@ -77,12 +77,13 @@ def make_report(out: str | Path) -> dict[str, Any]:
     return lift
 
 
-def _encoder(config: ExperimentConfig, content: str | None) -> dict[str, Any] | None:
+def _encoder(config: ExperimentConfig, arm: ArmConfig) -> dict[str, Any] | None:
     """What the report says of an arm's encoder: its kind, and the model where one is named."""
-    if content is None:
+    if not arm.encoders:
         return None
-    encoder = config.encoders[content]
-    return {"name": content, "kind": encoder.kind, "model": encoder.model}
+    used = [config.encoders[n] for n in arm.encoders]
+    models = " + ".join(e.model or e.kind for e in used) if len(used) > 1 else used[0].model
+    return {"name": " + ".join(arm.encoders), "kind": used[0].kind if len(used) == 1 else "joined", "model": models}
 
 
 def _check_logs(config: ExperimentConfig, out: Path) -> None:

@@ -15,7 +15,7 @@ from recsys.config import ExperimentConfig
 from recsys.content import make_encoder
 from recsys.datasets.split import prepare_split
 from recsys.errors import InputError, RecsysError
-from recsys.experiment.arms import arm_policy, embed_arm, index_arm, train_arm, write_truth
+from recsys.experiment.arms import arm_policy, embed_arm, index_content, train_arm, write_truth
 from recsys.experiment.reporting import make_report, write_experiment_costs
 from recsys.ledger import load_card
 from recsys.log import log
@@ -47,8 +47,7 @@ def prepare_data(config: ExperimentConfig, arms: list[str], out: Path, data_home
     """
     with nothing_left_of_bad_input(out):
         for name in arms:
-            content = config.arms[name].content
-            if content is not None:
+            for content in config.arms[name].encoders:
                 make_encoder(config.encoders[content])  # knows its architecture without loading weights
         load_card(config.money.price_card).get(config.money.machine)
         prepare_split(config, out, data_home)
@@ -84,8 +83,8 @@ def run_experiment(config: ExperimentConfig, out: str | Path, data_home: str | P
     for at, (name, arm) in enumerate(config.arms.items(), 1):
         log.info("arm %d of %d: %s", at, len(config.arms), name)
         embed_arm(config, arm, out)
-        if (indexed := index_arm(arm, out)) is not None:
-            retrieval[str(arm.content)] = indexed
+        for content in arm.encoders:
+            retrieval[content] = index_content(content, out)
         train_arm(config, name, out)
         arm_policy(config, name, out)
     write_json(out / "retrieval.json", retrieval)

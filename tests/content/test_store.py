@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys.config import EncoderConfig
-from recsys.content import ad_text, embed_texts, load_vectors, make_encoder, read_usage
+from recsys.content import ad_text, embed_texts, for_ads, joined_for_ads, load_vectors, make_encoder, read_usage
 from recsys.content import store as store_module
 from recsys.contracts import CONTENT, read_parquet
 from recsys.errors import InputError, RecsysError
@@ -285,3 +285,16 @@ def test_kill_minus_nine_loses_and_doubles_nothing(tmp_path, tiny_llama):
     for key in ("texts", "tokens", "flops"):
         assert read_usage(tmp_path / "store")[key] == read_usage(tmp_path / "whole")[key]
     assert leftovers(tmp_path / "store") == ["whole"]
+
+
+def test_joined_vectors_weigh_each_encoder_alike_whatever_its_scale(tmp_path):
+    table = ads(30)
+    for dim in (64, 128):
+        embed_texts(table, EncoderConfig(kind="hashed", dim=dim), tmp_path / str(dim))
+    ids, joined = joined_for_ads([tmp_path / "64", tmp_path / "128"], table)
+    assert ids == table["ad_id"].to_pylist()
+    assert joined.shape == (30, 192)
+    for block in (joined[:, :64], joined[:, 64:]):
+        assert np.isclose(block.var(axis=0).sum(), 1.0, rtol=1e-4)
+    _, alone = joined_for_ads([tmp_path / "64"], table)
+    assert np.array_equal(alone, for_ads(load_vectors(tmp_path / "64"), table)[1])

@@ -21,8 +21,9 @@ from recsys.experiment import make_report, run_experiment, run_training
 
 SMALL = [
     "data.simulate={users: 300, advertisers: 20, ads: 150, requests: 12000}",
-    "encoders={hashed_text: {kind: hashed, dim: 64}}",
-    "arms={ids_only: {}, hashed_text: {content: hashed_text}, uniform: {policy: uniform}}",
+    "encoders={hashed_text: {kind: hashed, dim: 64}, length: {kind: length}}",
+    "arms={ids_only: {}, hashed_text: {content: hashed_text}, both: {content: [hashed_text, length]}, "
+    "uniform: {policy: uniform}}",
     "training.epochs=1", "training.batch_size=512", "model.content_dim=16", "evaluation.bootstrap=200",
 ]
 
@@ -43,13 +44,15 @@ def test_the_report_has_what_its_readers_rely_on(config: ExperimentConfig, out: 
     lift = json.loads((out / "report/lift.json").read_text())
     assert {"experiment", "goal", "arms", "config_sha256", "data_sha256"} <= lift.keys()
     assert lift["experiment"] == "marketplace"
-    assert set(lift["arms"]) == {"ids_only", "hashed_text", "uniform"}
+    assert set(lift["arms"]) == {"ids_only", "hashed_text", "both", "uniform"}
     for arm in lift["arms"].values():
         assert {"lift", "true_lift", "value", "cost_per_mille_usd", "n"} <= arm.keys()
         assert arm["lift"]["low"] <= arm["lift"]["estimate"] <= arm["lift"]["high"]
         assert arm["n"] == pq.read_metadata(out / "split/test.parquet").num_rows
     assert min(lift["arms"][n]["cost_per_mille_usd"] for n in ("hashed_text", "ids_only")) > 0
     assert lift["arms"]["uniform"]["cost_per_mille_usd"] == 0
+    joined = {"name": "hashed_text + length", "kind": "joined", "model": "hashed + length"}
+    assert lift["arms"]["both"]["encoder"] == joined
     assert lift["healthy"]
     assert lift["retrieval"]["hashed_text"]["recall"] == 1.0
     assert lift["retrieval"]["hashed_text"]["n"] == pq.read_metadata(out / "split/ads.parquet").num_rows
@@ -72,7 +75,10 @@ def test_logs_satisfy_their_contracts(out: Path):
     costs = validate(read_parquet(out / "costs.parquet"), COSTS)
     booked = set(zip(costs["x_ArmId"].to_pylist(), costs["x_Stage"].to_pylist(), strict=True))
     assert booked == {("ids_only", "train"), ("ids_only", "score"), ("hashed_text", "embed"), ("hashed_text", "index"),
-                      ("hashed_text", "train"), ("hashed_text", "score")}
+                      ("hashed_text", "train"), ("hashed_text", "score"), ("both", "embed"), ("both", "index"),
+                      ("both", "train"), ("both", "score")}
+    embedded = [c["x_ArmId"] for c in costs.to_pylist() if c["x_Stage"] == "embed"]
+    assert sorted(embedded) == ["both", "both", "hashed_text"]  # each arm pays for all that it needs
     policy = read_parquet(out / "arms/hashed_text/policy/policy.parquet", POLICY)
     sums = policy.group_by(["request_id", "slot"]).aggregate([("probability", "sum")])["probability_sum"].to_numpy()
     assert abs(sums - 1).max() < 1e-9
