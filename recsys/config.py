@@ -62,7 +62,10 @@ class EncoderConfig(Strict):
     kind: Literal["llama", "sentence", "hashed", "length"]
     model: str | None = Field(None, description="folder, GGUF file, hub id, or a shipped name: smollm2-135m | minilm")
     revision: str | None = None
-    pooling: Literal["mean", "last"] = "mean"
+    pooling: Literal["mean", "mean_all", "last"] = Field(
+        "mean", description="mean over the text's tokens (over its last reading, where the prompt says it twice); "
+                            "mean_all: over all its readings; last: the last token"
+    )
     layer: int = Field(-1, description="hidden layer, counted as Python counts; -1 is the last")
     prompt: str | None = Field(None, description="template with {text}; default: the text alone")
     max_tokens: int = Field(64, ge=1, le=8192)

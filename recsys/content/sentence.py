@@ -21,7 +21,7 @@ class SentenceEncoder(TransformerEncoder):
 
     def __init__(self, config: EncoderConfig, device: str = "auto") -> None:
         if config.pooling != "mean":
-            raise InputError("a sentence encoder has no last token that read the text", column="pooling",
+            raise InputError("a sentence encoder is pooled by the mean over its text", column="pooling",
                              got=config.pooling, expected="mean")
         weights = find_weights(config.model or "minilm", config.revision)
         values = check_architecture(weights, MODEL_TYPES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -188,15 +189,16 @@ class TransformerEncoder:
         if not texts:
             return [], []
         prompt, cut = self.config.prompt or "{text}", self._cut(texts)
-        before_last = prompt.rindex("{text}")
+        # A prompt that says the text twice is pooled over the second reading, the only one in which a causal model has
+        # seen all of it (Springer et al. 2024, Repetition Improves Language Model Embeddings), or over all of them.
+        places = [m.start() for m in re.finditer(r"\{text\}", prompt)]
+        places = places if self.config.pooling == "mean_all" else places[-1:]
         coded = self._tokenizer([prompt.replace("{text}", t) for t in cut], return_offsets_mapping=True,
                                 return_attention_mask=False, verbose=False, **self._limits)
         ids, spans = [], []
         for text, row, offsets in zip(cut, coded["input_ids"], coded["offset_mapping"], strict=True):
-            # The last occurrence: a prompt that says the text twice is pooled over the second reading
-            # (Springer et al. 2024, Repetition Improves Language Model Embeddings).
-            start = len(prompt[:before_last].replace("{text}", text))
-            span = [a < start + len(text) and b > start for a, b in offsets]
+            starts = [len(prompt[:place].replace("{text}", text)) for place in places]
+            span = [any(a < start + len(text) and b > start for start in starts) for a, b in offsets]
             if not row:  # an empty text in a vocabulary without special tokens: let the model see one end mark
                 row = [self._end_token()]
             ids.append(row)

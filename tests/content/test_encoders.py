@@ -118,6 +118,10 @@ def test_prompt_last_token_and_second_reading(tiny_llama):
     stop = start + len(encoder_ids(echo, f" {text}"))
     states = hidden_states(tiny_llama, encoder_ids(echo, f"{text}\nAgain: {text}\nEnd"))[-1]
     assert np.allclose(echo.encode([text]).vectors[0], states[start:stop].mean(axis=0), atol=1e-5)
+    both = llama(tiny_llama, prompt="{text}\nAgain: {text}\nEnd", pooling="mean_all")
+    rows = [*range(len(encoder_ids(echo, text))), *range(start, stop)]
+    assert np.allclose(both.encode([text]).vectors[0], states[rows].mean(axis=0), atol=1e-5)
+    assert both.pooling != echo.pooling
 
 
 def encoder_ids(encoder: TransformerEncoder, text: str) -> list[int]:
