@@ -151,7 +151,8 @@ def decide(report: Mapping[str, Any], goals: Mapping[str, GoalTest], config: Exp
     Returns:
         {"rule", "sha256", "alpha", "verdict": {arm: one of VERDICTS}, "why": {arm: words}, "goal": {arm: met | missed
         | open}, "p_value": {arm: unadjusted}, "p_adjusted": {arm: ...}, "guardrails": {arm: {metric: {"status",
-        "change", ...}}}, "detectable_lift": {arm: lift that this log would find in 80 % of repetitions}}.
+        "change", ...}}}, "detectable_lift": {arm: distance from the
+        minimum effect that such a log finds with power 0.8, before adjustment}}.
     """
     rule = config.decision
     alpha = 1 - config.evaluation.confidence
@@ -220,15 +221,13 @@ def _why(goal: Goal, guards: Mapping[str, Mapping[str, Any]], healthy: bool, tes
          detectable: float | None) -> str:
     if not healthy:
         return "a health check failed, so the estimates are not to be acted on"
-    least = "no effect" if minimum == 0 else f"the minimum effect of {minimum:.3g}"
-    # "above no effect" reads badly: with a minimum of 0 the comparison is with zero.
-    line = "zero" if minimum == 0 else least
+    line = "zero" if minimum == 0 else f"the minimum effect of {100 * minimum:g} %"
     words = {"met": f"the estimated lift is above {line} after adjustment",
              "missed": f"the estimated lift is below {line} after adjustment",
              "open": f"the log is consistent with lifts on both sides of {line}: that is not evidence of no effect"}
     parts = [words[goal]]
     if goal == "open" and detectable is not None:
-        parts.append(f"a lift {detectable:.2%} away from it would be found in {POWER:.0%} of such logs")
+        parts.append(f"a lift {100 * detectable:.1f} points away from it would be found in {POWER:.0%} of such logs")
     for status, text in (("harmed", "beyond its tolerated harm"), ("unclear", "not shown to be within its tolerated "
                                                                               "harm")):
         hit = [m + (f" ({g['note']})" if g.get("note") else "") for m, g in guards.items() if g["status"] == status]

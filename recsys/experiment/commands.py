@@ -31,16 +31,19 @@ def ledger(
 
 def text(costs: Iterable[Mapping[str, Any]], books: Mapping[str, Any]) -> list[str]:
     """The books as lines of plain text."""
+    from recsys.report.words import money
+
     lines = ["booked: arm, stage, measured, list price x quantity [lowest spot, list]"]
-    lines += [f"{r['x_ArmId']:<16} {r['x_Stage']:<9} {_measured(r):>14}  ${r['EffectiveCost']:.6f}"
-              f"  [{r['x_CostLow'] or 0:.6f}, {r['x_CostHigh'] or 0:.6f}]  {r['ChargeDescription']}" for r in costs]
+    lines += [f"{r['x_ArmId']:<16} {r['x_Stage']:<9} {_measured(r):>14}  {money(r['EffectiveCost'])}"
+              f"  [{money(r['x_CostLow'])}, {money(r['x_CostHigh'])}]  {r['ChargeDescription']}" for r in costs]
     lines += _clouds(books.get("clouds") or {})
     lines.append("\nstatement, per thousand impressions")
     for name, arm in books["arms"].items():
         net, extra = arm["net_per_mille"], arm["incremental_revenue_per_mille"]
-        lines.append(f"{name:<16} revenue of the model 0 by construction; cost ${arm['cost_per_mille']['estimate']:.7f}"
-                     f"; extra ad revenue ${extra['estimate']:.4f} [{extra['low']:.4f}, {extra['high']:.4f}]; net "
-                     f"${net['estimate']:.4f} [{net['low']:.4f}, {net['high']:.4f}]; {_break_even(arm)}")
+        lines.append(f"{name:<16} revenue of the model 0 by construction; cost "
+                     f"{money(arm['cost_per_mille']['estimate'])}; extra ad revenue {money(extra['estimate'])} "
+                     f"[{money(extra['low'])}, {money(extra['high'])}]; net {money(net['estimate'])} "
+                     f"[{money(net['low'])}, {money(net['high'])}]; {_break_even(arm)}")
     return lines + [f"  {note}" for note in books["notes"]]
 
 
@@ -51,16 +54,21 @@ def _measured(row: Mapping[str, Any]) -> str:
 
 
 def _clouds(clouds: Mapping[str, Any]) -> list[str]:
+    from recsys.report.words import money
+
     rows = clouds.get("rows") or []
     if not rows:
         return []
     lines = ["\nthe same work elsewhere: arm, stage, basis, list price [spot]"]
     for row in rows:
-        spot = "no spot price" if row["spot"] is None else f"{row['spot']['low']:.6f}, {row['spot']['high']:.6f}"
+        spot = "no spot price"
+        if row["spot"] is not None:
+            spot = f"{money(row['spot']['low'])}, {money(row['spot']['high'])}"
         lines.append(f"{row['arm']:<16} {row['stage']:<6} {row['basis']:<8} {row['provider']:<13} {row['offer']:<36} "
-                     f"${row['on_demand']:.6f}  [{spot}]  {row['price_row']}, as of {row['as_of']}")
-    lines += [f"{t['arm']:<16} all    {t['provider']:<13} ${t['on_demand']:.6f}  "
-              f"[{t['spot']['low']:.6f}, {t['spot']['high']:.6f}]" for t in clouds["totals"]]
+                     f"{money(row['on_demand'])}  [{spot}]  {row['price_row']}, as of {row['as_of']}")
+    lines.append("the whole arm on each cloud (seconds and bytes)")
+    lines += [f"{t['arm']:<16} {t['provider']:<13} {money(t['on_demand'])}  "
+              f"[{money(t['spot']['low'])}, {money(t['spot']['high'])}]" for t in clouds["totals"]]
     lines += [f"  assumed: {line}" for line in clouds["assumptions"]]
     return lines + [f"  left out: {name}: {'; '.join(why)}" for name, why in clouds["left_out"].items()]
 

@@ -78,7 +78,7 @@ def break_even_price(revenue: Interval, cost: Interval, decline_per_year: float)
         raise InputError("not a yearly fall of prices", got=decline_per_year, expected="a share in (0, 1)")
 
     def months(earned: float, spent: float) -> float | None:
-        if spent <= earned or spent <= 0:
+        if spent <= earned:
             return 0.0
         return None if earned <= 0 else 12 * math.log(spent / earned) / -math.log1p(-decline_per_year)
 

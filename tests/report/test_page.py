@@ -104,6 +104,39 @@ def test_the_page_says_what_the_report_says(market: Page) -> None:
         assert words in market.text, words
 
 
+def test_the_verdict_its_rule_and_its_hash_are_on_the_page() -> None:
+    lift = samples.decided()
+    page = Page(html(lift, samples.money_on_clouds(lift)))
+    for words in ("Verdict, by the rule fixed before the results", "▲ Ship", "▼ Roll back", "◆ Not enough data",
+                  "Ship: minilm; Roll back: smollm2; Not enough data: hashed.",
+                  "The estimated lift is above the minimum effect of 2 % after adjustment", "✗ harmed", "80 ms",
+                  "engaged clicks may not fall by more than 2.0 %", "scoring time per request must stay below 50 ms",
+                  "registered 2026-11-23 21:00 UTC", lift["decision"]["sha256"], "adjusted by Holm over 3 arms",
+                  "a second look is refused", "(looks so far: 1)", "not evidence of no effect",
+                  "The grey band holds lifts smaller than the minimum effect of 2.0 %"):
+        assert words in page.text, words
+    text = html(lift, None)
+    assert text.index("health checks passed") < text.index("Verdict, by the rule") < text.index("<svg")
+    # A guardrail stands apart: it is not listed again among the other metrics.
+    assert "Engaged clicks" not in text[text.index('id="h-guard"'):text.index('id="h-money"')]
+    assert "too small to matter" in text
+    assert not [w for w in ("proves", "proven", "proof") if w in page.text.lower()]
+    lift["decision"]["registered"] = None
+    assert "nothing attests that it was fixed before" in Page(html(lift, None)).text
+
+
+def test_the_money_of_every_cloud_is_on_the_page() -> None:
+    lift = samples.decided()
+    page = Page(html(lift, samples.money_on_clouds(lift)))
+    for words in ("The same work on each cloud", "Google Cloud", "Azure", "A100-80GB (Standard_NC24ads_A100_v4)",
+                  "text-embedding-3-small", "as of 2026-11-23", "Assumed: seconds: measured once",
+                  "Left out: azure-nc40ads-h100-v5-eastus: the spot price equals the list price to the cent.",
+                  "pays today", "Break-even price"):
+        assert words in page.text, words
+    assert all(a.get("scope") in ("row", "col") for a in page.all("th"))
+    assert [t for t, _ in page.tags].count("caption") == len(page.all("table"))
+
+
 def test_health_stands_above_the_numbers_and_a_failure_greys_them_out(market: Page) -> None:
     text = html(samples.broken(), None)
     page = Page(text)
