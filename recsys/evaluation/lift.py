@@ -134,6 +134,8 @@ def _arm_entry(c: Comparison, name: str, costs: Costs, truth: Truth | None) -> d
                       if m != c.goal and m in c.arms[c.baseline].rows},
         "diagnostics": arm.diagnostics,
     }
+    if c.paired:  # off-policy: clicks that the policy is estimated to have had on the log's impressions
+        entry |= {"numerator": float(arm.rows[c.goal].sum()), "denominator": len(arm.rows[c.goal])}
     cost = dict(costs.get(name, {}))
     entry["cost_per_mille_usd"] = cost.pop("cost_per_mille_usd", None)
     entry["cost_per_mille_interval"] = cost.pop("cost_per_mille_interval", None)

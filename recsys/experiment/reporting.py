@@ -28,7 +28,7 @@ def write_experiment_costs(config: ExperimentConfig, out: Path) -> pa.Table:
 
 
 def make_report(out: str | Path) -> dict[str, Any]:
-    """Write ``report/lift.json``, ``report/statement.json`` and ``report/lift.html`` from an experiment's folder.
+    """Write ``report/``: ``lift.json``, ``lift.csv``, ``statement.json``, ``lift.html``, from an experiment's folder.
 
     Reads ``config.yaml``, ``split/test.parquet``, every arm's ``policy.parquet``, ``costs.parquet`` and, for
     simulated data, ``truth.json``; trains and scores nothing.
@@ -41,7 +41,7 @@ def make_report(out: str | Path) -> dict[str, Any]:
         a report was made, or this is one look at growing data more than it plans.
     """
     from recsys.evaluation import offpolicy_lift, randomized_lift, write_lift
-    from recsys.report import render_html
+    from recsys.report import render_html, write_csv
 
     out = Path(out)
     if not (out / "config.yaml").is_file():
@@ -77,6 +77,7 @@ def make_report(out: str | Path) -> dict[str, Any]:
     if (out / "retrieval.json").is_file():
         lift["retrieval"] = json.loads((out / "retrieval.json").read_text())
     write_lift(out / "report" / "lift.json", lift)
+    write_csv(lift, out / "report" / "lift.csv")
     books = statement(lift, costs, config.money.impressions_per_refresh, reference_ecpm=config.money.reference_ecpm,
                       price_decline_per_year=config.money.price_decline_per_year)
     books["clouds"] = cloud_costs(costs, load_card(config.money.price_card), config.money.machine)

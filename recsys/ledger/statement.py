@@ -163,8 +163,9 @@ def statement(
     Returns:
         {"currency", "impressions_per_refresh", "ecpm": {"value", "source", "metric", "assumed"}, "arms": {name:
         {"model_revenue": 0.0, "cost", "cost_per_mille", "incremental_cost_per_mille", "revenue_lift",
-        "incremental_revenue_per_mille", "revenue_basis", "net_per_mille", "roi", "break_even_lift", "break_even_price",
-        "api_alternative", "stages", "sunk", ...}}, "substitution": ..., "price_sources", "notes"}.
+        "incremental_revenue_per_mille", "revenue_basis", "net_per_mille", "net_per_refresh", "roi",
+        "break_even_lift", "break_even_price", "api_alternative", "stages", "sunk", ...}}, "substitution": ...,
+        "price_sources", "notes"}.
 
         Incremental cost is the arm's minus the baseline's at the same prices, because training the ranker is paid in
         both. The worst net pairs the lowest revenue with the highest cost, the best net the other two: prices and
@@ -180,6 +181,8 @@ def statement(
                  else _given_cost(arm) for name, arm in lift["arms"].items()}
     arms = {name: _arm(name, arm, per_mille, baseline, ecpm, by_arm.get(name), price_decline_per_year)
             for name, arm in lift["arms"].items()}
+    for arm in arms.values():
+        arm["net_per_refresh"] = {k: v * impressions_per_refresh / 1000 for k, v in arm["net_per_mille"].items()}
     points = [{"name": n, "lift": _lift_of(a), "cost_per_mille": per_mille[n]} for n, a in lift["arms"].items()]
     notes = ["A model has no revenue of its own: it is zero by construction. What counts is ad revenue with it, minus "
              "ad revenue without it, minus what it cost."]
