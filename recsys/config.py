@@ -177,7 +177,8 @@ class MoneyConfig(Strict):
 
     price_card: str = Field("2026-11", description="name of a card in data/prices/ or a path to one")
     machine: str = Field("aws-c6a-large", description="the card's row for the machine the stages ran on")
-    storage: str = Field("aws-s3-standard", description="the card's row for what is kept between two refreshes")
+    storage: str | None = Field(None, description="the card's row for what is kept between two refreshes; default: "
+                                                  "the storage of the machine's provider, where the card has one")
     impressions_per_refresh: int = Field(1_000_000, ge=1, description="impressions served between two refreshes")
     months_per_refresh: float = Field(1.0, gt=0, description="how long vectors, index and model are kept")
     reference_ecpm: float = Field(2.0, gt=0, description="USD per mille assumed where no revenue was measured")

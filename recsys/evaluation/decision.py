@@ -101,7 +101,7 @@ def always_valid_multiplier(units: int, alpha: float, tuning: float) -> float:
 
 def adjust(p_values: Mapping[str, float], method: str, alpha: float) -> dict[str, float]:
     """P-values adjusted over the arms: ``none``, ``holm`` (family-wise) or ``bh`` (false discovery rate)."""
-    if method == "none" or not p_values:
+    if method == "none" or len(p_values) < 2:  # one arm is a family of its own
         return dict(p_values)
     from statsmodels.stats.multitest import multipletests
 

@@ -52,8 +52,7 @@ def prepare_data(config: ExperimentConfig, arms: list[str], out: Path, data_home
             if content is not None:
                 make_encoder(config.encoders[content])  # knows its architecture without loading weights
         card = load_card(config.money.price_card)
-        card.get(config.money.machine, "machine")
-        card.get(config.money.storage, "storage")
+        card.storage_beside(card.get(config.money.machine, "machine"), config.money.storage)
         prepare_split(config, out, data_home)
         save_config(config, out)
 

@@ -29,8 +29,6 @@ from recsys.log import log
 STAGES = ("embed", "finetune", "train", "index", "store", "score", "online-score", "serve")
 """Stages that a usage may name; ``pretrain`` is booked by this module alone."""
 PRETRAIN = "pretrain"
-STORAGE = "aws-s3-standard"
-"""Price row of stored bytes where none is named."""
 _HOUR, _GB = 3600.0, 1e9
 
 
@@ -41,7 +39,7 @@ def book(
     experiment_id: str,
     arm_ids: str | Sequence[str],
     *,
-    storage: str = STORAGE,
+    storage: str | None = None,
     impressions_per_refresh: int | None = None,
     now: dt.datetime | None = None,
 ) -> pa.Table:
@@ -56,7 +54,8 @@ def book(
             that name), ``pretrained`` (default: an embedding that took FLOPs).
         card: the price card.
         machine: id of the card's row for the machine the work ran on.
-        storage: id of the card's row for what is stored.
+        storage: id of the card's row for what is stored; default: the storage of the machine's provider. A card
+            without one prices no storage: such work is left out, with a warning.
         experiment_id: goes into every row; with the arm it is the join key to the lift.
         arm_ids: the arm, or the arms that share the work; shared work is split evenly over them, so that the rows of
             an experiment add up to what it took.
@@ -80,8 +79,13 @@ def book(
     for index, usage in enumerate(usages):
         _check(usage, index)
         stored = usage["stage"] == "store"
-        price = (card.get(storage, "storage") if stored else
-                 card.get(str(usage.get("machine") or machine), "machine"))
+        price: PriceRow | None = card.get(str(usage.get("machine") or machine), "machine")
+        if stored and price is not None:
+            price = card.storage_beside(price, storage)
+        if price is None:
+            log.warning("costs: price card %s has no storage row beside %s: %s stored bytes are not booked", card.name,
+                        machine, f"{usage['bytes']:,}")
+            continue
         named = usage.get("arm_id")
         for arm in [str(named)] if named else arms:
             share = 1.0 if named else 1.0 / len(arms)

@@ -175,6 +175,16 @@ class PriceCard(Strict):
                           f"row in a copy of the card with a cited price, or use one of {others[:4]}")
         return row
 
+    def storage_beside(self, machine: PriceRow, named: str | None = None) -> PriceRow | None:
+        """The named storage row, or the first usable one of the machine's provider; None where the card has none.
+
+        Raises:
+            InputError: the named row is not there, or prices something else. Refused: it is quarantined.
+        """
+        if named is not None:
+            return self.get(named, "storage")
+        return next((r for r in self.usable("storage") if r.provider == machine.provider), None)
+
     def usable(self, kind: Kind | None = None) -> list[PriceRow]:
         """Rows without a reason for distrust, of one kind or all."""
         return [r for r in self.rows if (kind is None or r.kind == kind) and not r.reasons()]

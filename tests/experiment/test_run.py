@@ -231,6 +231,22 @@ def test_a_model_that_is_not_a_llama_stops_the_experiment_before_any_work(tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("price", "reason"), [
+    ({"on_demand": 0.05, "spot": {"low": 0.02, "high": 0.4}}, "above the list price"), ({"on_demand": 0.0}, "zero"),
+    ({"on_demand": None}, "blank"), ({"on_demand": 0.5, "spot": {"low": 0.05, "high": 0.05}}, "exactly a tenth"),
+])
+def test_a_poisoned_price_ends_in_a_refusal_that_says_what_would_mend_it(price: dict, reason: str, tmp_path: Path):
+    row = {"id": "mine", "kind": "machine", "provider": "P", "service": "S", "sku": "s", "unit": "hour", "source": "s"}
+    card = {"name": "mine", "as_of": "2026-11-01", "sources": {"s": "a catalog"}, "rows": [{**row, **price}]}
+    (tmp_path / "card.json").write_text(json.dumps(card))  # JSON is YAML
+    config = load_config("marketplace", [*SMALL, f"money.price_card={tmp_path / 'card.json'}", "money.machine=mine"])
+    with pytest.raises(Refused, match=reason) as refused:
+        run_experiment(config, tmp_path / "run")
+    assert "mend the row" in str(refused.value)
+    assert refused.value.exit_code == 3
+    assert not (tmp_path / "run").exists()
+
+
 def test_paths_in_an_experiment_file_are_relative_to_it(tmp_path: Path):
     criteo(tmp_path / "a.parquet", 60)
     criteo(tmp_path / "b.parquet", 30)

@@ -97,5 +97,10 @@ def test_stored_bytes_are_charged_by_the_gigabyte_and_month() -> None:
         book([{"stage": "store", "seconds": 1.0}], load_card("2026-11"), "aws-c6a-large", "x", "a")
     with pytest.raises(InputError, match="another kind"):
         book(USAGES[-1:], load_card("2026-11"), "aws-c6a-large", "x", "a", storage="aws-c6a-large")
+    google = book(USAGES[-1:], load_card("2026-11"), "gcp-e2-standard-2", "x", "a").to_pylist()
+    assert google[0]["EffectiveCost"] == pytest.approx(2.5 * 2 * 0.020)  # the storage of the machine's provider
+    named = book(USAGES[-1:], load_card("2026-11"), "aws-c6a-large", "x", "a", storage="azure-blob-hot-lrs")
+    assert named.to_pylist()[0]["EffectiveCost"] == pytest.approx(2.5 * 2 * 0.018)
+    assert book(USAGES[-1:], load_card("2026-11"), "lambda-2x-h100", "x", "a").num_rows == 0  # it sells none
     with pytest.raises(InputError, match="another kind"):
         book(USAGES[:1], load_card("2026-11"), "aws-s3-standard", "x", "a")
