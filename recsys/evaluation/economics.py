@@ -21,8 +21,6 @@ import pyarrow as pa
 from recsys.evaluation.intervals import Floats
 from recsys.evaluation.offpolicy import Estimator, Joined, Log, join_policy, pseudo_outcomes
 
-ECONOMICS = ("welfare_per_mille", "surplus_per_mille", "cost_per_click", "hide")
-
 
 def economics_rows(table: pa.Table, log: Log, policy: pa.Table, arm: Joined, made: dict[str, Floats | None],
                    estimator: Estimator = "dr") -> dict[str, Floats]:

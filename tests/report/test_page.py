@@ -248,12 +248,16 @@ def test_a_browser_shows_the_page(tmp_path: Path) -> None:
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no chromium on this machine: the page is not opened in a browser")
-    lift = samples.marketplace()
-    render_html(lift, samples.money(lift), tmp_path / "lift.html")
+    lift = samples.decided()
+    render_html(lift, samples.money_on_clouds(lift), tmp_path / "lift.html")
     done = subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         f"--user-data-dir={tmp_path / 'profile'}",
          "--dump-dom", (tmp_path / "lift.html").as_uri()], capture_output=True, text=True, timeout=120, check=True)
     page = Page(re.sub(r"(?s)^.*?<html", "<html", done.stdout))
     assert "smollm2 is estimated to lift click-through rate by +9.4 %" in page.text
     assert len(page.all("svg")) == 4
+    for words in ("▲ Ship", "The same work on each cloud", lift["decision"]["sha256"]):
+        assert words in page.text
     assert "Refused to" not in done.stderr
