@@ -11,6 +11,7 @@ import typer
 
 from recsys import __version__
 from recsys.errors import InputError, RecsysError
+from recsys.experiment.commands import ledger
 from recsys.log import log, setup_logging
 from recsys.serving.commands import score, serve
 
@@ -215,29 +216,6 @@ def _report(result: dict[str, Any], out: Path, as_json: bool) -> None:
 
 
 @app.command()
-def ledger(
-    folder: Annotated[Path, typer.Argument(help="An experiment's folder.")],
-    as_json: _Json = False,
-) -> None:
-    """The cost rows by arm and stage, and the profit-and-loss statement."""
-    from recsys.contracts import open_parquet
-    from recsys.ledger import read_costs
-
-    open_parquet(folder / "costs.parquet")
-    costs = read_costs(folder / "costs.parquet").to_pylist()
-    file = folder / "report" / "statement.json"
-    if not file.is_file():
-        raise InputError("no such file", file=file, expected="a report: run recsys lift first")
-    books = json.loads(file.read_text())
-    lines = [f"{r['x_ArmId']:<16} {r['x_Stage']:<9} {r['x_Seconds'] or 0:10.1f} s  ${r['EffectiveCost']:.6f}"
-             f"  [{r['x_CostLow'] or 0:.6f}, {r['x_CostHigh'] or 0:.6f}]  {r['ChargeDescription']}" for r in costs]
-    lines += [f"{n:<16} revenue of the model 0 by construction; cost per mille ${a['cost_per_mille']['estimate']:.6f}; "
-              f"net per mille ${a['net_per_mille']['estimate']:.4f} "
-              f"[{a['net_per_mille']['low']:.4f}, {a['net_per_mille']['high']:.4f}]" for n, a in books["arms"].items()]
-    _say(books, as_json, "\n".join(lines))
-
-
-@app.command()
 def doctor(as_json: _Json = False) -> None:
     """Versions, accelerator, models and data found, what is missing, and the line that mends it."""
     from recsys.doctor import examine
@@ -252,6 +230,7 @@ def doctor(as_json: _Json = False) -> None:
         raise typer.Exit(1)
 
 
+app.command("ledger")(ledger)
 app.command("score")(score)
 app.command("serve")(serve)
 

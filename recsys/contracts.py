@@ -187,14 +187,18 @@ POLICY = Contract(
         # estimation. Optional: without it the estimators that need one are left out.
         Column("expected_click", _f, bad=_outside_unit, expected="a probability in [0, 1]"),
         Column("price_per_click", _f, **_money),
+        Column("bid", _f, **_money),  # taken as what a click is worth to the advertiser
     ),
 )
 
 _time = pa.timestamp("us", "UTC")
+# FOCUS 1.2's mandatory columns; those that the specification lets be null are nullable here. What a value may be,
+# and how columns hang together, is checked by recsys.ledger.focus.
+_FOCUS_NULLABLE = ("BillingAccountName", "ChargeClass", "ChargeDescription", "PricingQuantity", "PricingUnit")
 COSTS = Contract(
     "COSTS",
     tuple(
-        Column(n, t, required=True, nullable=False)
+        Column(n, t, required=True, nullable=n in _FOCUS_NULLABLE)
         for n, t in (
             ("BilledCost", _f), ("BillingAccountId", _s), ("BillingAccountName", _s), ("BillingCurrency", _s),
             ("BillingPeriodStart", _time), ("BillingPeriodEnd", _time), ("ChargeCategory", _s), ("ChargeClass", _s),
@@ -211,6 +215,7 @@ COSTS = Contract(
             ("SkuId", _s), ("SkuPriceId", _s), ("SkuPriceDetails", _s), ("RegionId", _s), ("ResourceId", _s),
             ("Tags", _s), ("x_ModelId", _s), ("x_ModelRevision", _s), ("x_Stage", _s), ("x_TokensIn", _i),
             ("x_TokensOut", _i), ("x_Seconds", _f), ("x_Device", _s), ("x_GpuSeconds", _f), ("x_MFU", _f),
+            ("x_Flops", _f), ("x_Bytes", _i),
             ("x_BatchSize", _i), ("x_CacheHit", pa.bool_()), ("x_FeatureSetId", _s), ("x_ExperimentId", _s),
             ("x_ArmId", _s), ("x_PriceSource", _s), ("x_PriceAsOf", _s), ("x_AmortisationRule", _s),
             ("x_CostLow", _f), ("x_CostHigh", _f), ("x_IsEstimated", pa.bool_()),

@@ -101,7 +101,8 @@ class Marketplace:
         Returns:
             ``click_rate``, ``engagement_rate`` (clicked and dwelt at least ENGAGED_MS), ``conversion_rate``,
             ``hide_rate``: per impression; ``value_per_mille`` (USD of conversions) and, where the policy has
-            ``price_per_click``, ``revenue_per_mille`` (USD of clicks): per 1,000 impressions;
+            ``price_per_click``, ``revenue_per_mille`` (USD of clicks) and, where it has ``bid``,
+            ``welfare_per_mille`` (the same at the bids): per 1,000 impressions;
             ``impressions``: sum of probabilities.
         """
         policy = validate(policy, POLICY, "policy")
@@ -118,6 +119,8 @@ class Marketplace:
                "value_per_mille": 1000 * (convert * chance["value"]).sum()}
         if "price_per_click" in policy.column_names:
             out["revenue_per_mille"] = 1000 * (click * policy["price_per_click"].to_numpy()).sum()
+        if "bid" in policy.column_names:
+            out["welfare_per_mille"] = 1000 * (click * policy["bid"].to_numpy()).sum()
         return {name: float(total) / shown for name, total in out.items()} | {"impressions": shown}
 
     def reference_policy(self, impressions: pa.Table, knows: Literal["nothing", "meaning", "everything"],

@@ -24,6 +24,8 @@ from recsys import __version__
 from recsys.config import ExperimentConfig
 from recsys.errors import InputError, Refused
 from recsys.evaluation import health, offpolicy, randomized
+from recsys.evaluation.decision import GoalTest, decide, policy_words
+from recsys.evaluation.economics import economics_rows
 from recsys.evaluation.intervals import (
     EXPLORATORY_CLUSTERS,
     MIN_CLUSTERS,
@@ -83,10 +85,13 @@ class Comparison:
         return choose_interval(min(a.ess for a in arms), min(a.effective_clicks for a in arms),
                                int(self.clusters.max()) + 1, max(a.top_share for a in arms))
 
-    def lift(self, name: str, against: str, metric: str) -> Interval:
-        """Relative lift of one arm over another; rates are not negative, so a lift is never below -1."""
+    def lift(self, name: str, against: str, metric: str, null: float = 0.0) -> Interval:
+        """Relative lift of one arm over another; rates are not negative, so a lift is never below -1.
+
+        ``null`` is the lift that the p-value is about.
+        """
         choice = self.choice_of(name, against)
-        made = self.ratio(self.arms[name].rows[metric], self.arms[against].rows[metric], choice, 1.0)
+        made = self.ratio(self.arms[name].rows[metric], self.arms[against].rows[metric], choice, 1.0 + null)
         return _at_least(made.shifted(-1.0), -1.0)
 
     def value(self, name: str, metric: str) -> Interval:
@@ -120,6 +125,7 @@ def _arm_entry(c: Comparison, name: str, costs: Costs, truth: Truth | None) -> d
     choice = c.choice_of(name) if base else c.choice_of(name, c.baseline)
     entry: dict[str, Any] = {
         "lift": NO_LIFT if lift is None else _ends(lift), "p_value": None if lift is None else lift.p_value,
+        "se": None if lift is None else lift.se,
         "absolute_lift": NO_LIFT if absolute is None else _ends(absolute),
         "value": value.estimate, "value_interval": {"low": value.low, "high": value.high},
         "n": len(arm.rows[c.goal]), "clusters": len(np.unique(c.clusters)),
@@ -128,6 +134,8 @@ def _arm_entry(c: Comparison, name: str, costs: Costs, truth: Truth | None) -> d
                       if m != c.goal and m in c.arms[c.baseline].rows},
         "diagnostics": arm.diagnostics,
     }
+    if c.paired:  # off-policy: clicks that the policy is estimated to have had on the log's impressions
+        entry |= {"numerator": float(arm.rows[c.goal].sum()), "denominator": len(arm.rows[c.goal])}
     cost = dict(costs.get(name, {}))
     entry["cost_per_mille_usd"] = cost.pop("cost_per_mille_usd", None)
     entry["cost_per_mille_interval"] = cost.pop("cost_per_mille_interval", None)
@@ -138,13 +146,17 @@ def _arm_entry(c: Comparison, name: str, costs: Costs, truth: Truth | None) -> d
 
 def _secondary(c: Comparison, name: str, metric: str, truth: Truth | None) -> dict[str, Any]:
     value = c.value(name, metric)
+    entry: dict[str, Any] = {"value": value.estimate, "value_interval": {"low": value.low, "high": value.high}}
+    if name == c.baseline:
+        return {**entry, "lift": NO_LIFT, "absolute_lift": NO_LIFT,
+                **_truth(name, c, truth, _ends(value), NO_LIFT, metric)}
     try:
-        lift = NO_LIFT if name == c.baseline else _ends(c.lift(name, c.baseline, metric))
+        made = c.lift(name, c.baseline, metric)
+        absolute = c.difference(name, c.baseline, metric, relative=False)
     except Refused as refused:
-        return {"value": value.estimate, "value_interval": {"low": value.low, "high": value.high}, "lift": None,
-                "refused": str(refused)}
-    return {"value": value.estimate, "value_interval": {"low": value.low, "high": value.high}, "lift": lift,
-            **_truth(name, c, truth, _ends(value), lift, metric)}
+        return {**entry, "lift": None, "refused": str(refused)}
+    return {**entry, "lift": _ends(made), "se": made.se, "absolute_lift": _ends(absolute),
+            **_truth(name, c, truth, _ends(value), _ends(made), metric)}
 
 
 def _truth(name: str, c: Comparison, truth: Truth | None, value: dict[str, float], lift: dict[str, float],
@@ -199,17 +211,25 @@ def compute_lift(
         checks: health lines.
         data_sha256: of the log that was evaluated.
     """
-    unit = config.evaluation.unit
-    return {
+    unit, others = config.evaluation.unit, [n for n in comparison.arms if n != comparison.baseline]
+    report: dict[str, Any] = {
         "experiment": config.name, "goal": comparison.goal, "method": config.evaluation.method, "unit": unit,
         "confidence": comparison.confidence, "baseline": comparison.baseline,
         "arms": {name: _arm_entry(comparison, name, costs, truth) for name in comparison.arms},
         "pairwise": _pairwise(comparison), "health": checks, "healthy": all(line["ok"] for line in checks),
-        "multiplicity": "none: every arm is compared with the baseline at the stated confidence, not corrected for "
-                        "the number of arms",
+        **policy_words(config, len(others)), "minimum_effect": config.decision.minimum_effect,
         "config_sha256": sha256_json(config.resolved()), "data_sha256": data_sha256,
         "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"), "versions": _versions(),
     }
+    report["decision"] = decide(report, {n: _goal_test(comparison, n, config) for n in others}, config)
+    for name, verdict in report["decision"]["verdict"].items():
+        report["arms"][name]["verdict"] = verdict
+    return report
+
+
+def _goal_test(c: Comparison, name: str, config: ExperimentConfig) -> GoalTest:
+    made = c.lift(name, c.baseline, c.goal, config.decision.minimum_effect)
+    return GoalTest(made.estimate, made.se, made.p_value, len(np.unique(c.clusters)), made.label)
 
 
 def write_lift(path: str | Path, lift: Mapping[str, Any]) -> None:
@@ -255,7 +275,9 @@ def offpolicy_lift(
         offpolicy.require_unit_weight(facts, name)
         checks.append(health.check(f"mean weight {name}", True,
                                    f"{facts['mean_weight']:.4f} +- {facts['mean_weight_se']:.4f}, expected 1"))
-        made = {m: offpolicy.pseudo_outcomes(seen, arm, m, estimator) for m in offpolicy.METRICS}
+        made: dict[str, Floats | None] = {
+            m: offpolicy.pseudo_outcomes(seen, arm, m, estimator) for m in offpolicy.METRICS}
+        made |= economics_rows(log, seen, policy, arm, made, estimator)
         top = facts["top_1_percent_weight_share"]
         choice = choose_interval(facts["ess"], facts["effective_clicks"], int(seen.clusters.max()) + 1, top)
         arms[name] = ArmRows({m: x for m, x in made.items() if x is not None}, choice, facts["ess"],

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from recsys.auction import gsp_price, slot_marginals
+from recsys.auction import slot_marginals, slot_prices
 from recsys.config import PolicyConfig
 from recsys.contracts import POLICY
 from recsys.errors import InputError
@@ -87,21 +87,22 @@ def _probabilities(p_click: ArrayLike, rows: int) -> Floats:
 
 
 def ranker_policy(table: pa.Table, p_click: ArrayLike, policy: PolicyConfig, reserve: float = 0.0) -> pa.Table:
-    """The softmax slate policy of a ranker, with exact slot marginals and GSP prices.
+    """The softmax slate policy of a ranker, with exact slot marginals and the mechanism's prices.
 
     A candidate's weight is exp((log p + bid_exponent * log bid) / temperature), p its predicted click rate in the
-    request's first slot; the slate is drawn by Plackett-Luce without replacement. Prices are those of a
-    generalised second-price auction that ranks by p * bid^bid_exponent.
+    request's first slot; the slate is drawn by Plackett-Luce without replacement. Prices are those of an
+    auction that ranks by p * bid^bid_exponent (:func:`recsys.auction.slot_prices`); what a slot brings is, for VCG,
+    the candidate's own predicted click rates down the slots, made not to rise.
 
     Args:
         table: one row per (request, slot, candidate): request_id, slot (int; absent: one slot), ad_id, bid (absent:
             all bids are 1 and nothing is priced). Requests have 1 to 3 slots, all with the same candidate list.
         p_click: float[n] in [0, 1], the row's predicted click rate (of this candidate in this slot).
-        policy: temperature and bid exponent.
+        policy: temperature, bid exponent and mechanism.
         reserve: lowest price per click.
 
     Returns:
-        POLICY rows in the order of ``table``; ``expected_click`` is ``p_click``.
+        POLICY rows in the order of ``table``; ``expected_click`` is ``p_click``, ``bid`` the table's.
 
     Raises:
         InputError: slots of a request with different candidates, fewer candidates than slots, bad predictions.
@@ -125,11 +126,14 @@ def ranker_policy(table: pa.Table, p_click: ArrayLike, policy: PolicyConfig, res
         at = (cells[layout.request[member]], layout.rank[member], layout.place[member])
         probability[member] = slot_marginals(weight, int(count))[at]
         if offered is not None:
+            effect = np.zeros((len(offered), int(count), layout.width))
+            effect[at] = p[member]
             with np.errstate(over="ignore", divide="ignore"):
-                priced = gsp_price(offered, np.where(rate > 0, rate, SMALLEST), int(count),
-                                   bid_exponent=policy.bid_exponent, reserve=reserve)
+                priced = slot_prices(offered, np.where(rate > 0, rate, SMALLEST), int(count),
+                                     mechanism=policy.mechanism, bid_exponent=policy.bid_exponent, reserve=reserve,
+                                     position=np.minimum.accumulate(effect, axis=1))
             price[member] = priced[at]
-    return _table(table, probability, p, None if bid is None else price)
+    return _table(table, probability, p, None if bid is None else price, bid)
 
 
 def _block(cells: NDArray[np.int64], layout: _Layout, first: NDArray[np.bool_], values: Floats) -> Floats:
@@ -158,7 +162,8 @@ def uniform_policy(table: pa.Table, p_click: ArrayLike | None = None) -> pa.Tabl
     return _table(table, probability, None if p_click is None else _probabilities(p_click, table.num_rows), None)
 
 
-def _table(table: pa.Table, probability: Floats, p_click: Floats | None, price: Floats | None) -> pa.Table:
+def _table(table: pa.Table, probability: Floats, p_click: Floats | None, price: Floats | None,
+           bid: Floats | None = None) -> pa.Table:
     columns = {
         "request_id": table.column("request_id").cast(pa.string()), "slot": pa.array(_slot(table), pa.int32()),
         "ad_id": table.column("ad_id").cast(pa.string()), "probability": pa.array(np.minimum(probability, 1.0)),
@@ -167,4 +172,6 @@ def _table(table: pa.Table, probability: Floats, p_click: Floats | None, price: 
         columns["expected_click"] = pa.array(p_click)
     if price is not None:
         columns["price_per_click"] = pa.array(price)
+    if bid is not None:
+        columns["bid"] = pa.array(bid)
     return pa.table(columns, schema=POLICY.schema(list(columns)))

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys.config import ArmConfig, ExperimentConfig
-from recsys.contracts import IMPRESSIONS, POLICY, read_parquet, validate
+from recsys.contracts import IMPRESSIONS, POLICY, open_parquet, read_parquet, validate
 from recsys.datasets import load_dataset_info
 from recsys.errors import InputError
 from recsys.log import log, progress
@@ -106,11 +107,26 @@ def arm_policy(config: ExperimentConfig, name: str, out: Path) -> dict[str, Any]
         pq.write_table(validate(table, POLICY), stage.path("policy.parquet"), compression="zstd")
         stage.rows["policy"] = table.num_rows
         requests = len(table["request_id"].unique())
-        stage.facts["usage"] = {"stage": "score", "seconds": scored, "device": "cpu", "requests": requests,
-                                "rows": table.num_rows, "model_id": f"{config.name}/{name}"}
+        stage.facts["usage"] = {"stage": "serve", "seconds": scored, "device": "cpu", "requests": requests,
+                                "impressions": _impressions(out), "rows": table.num_rows,
+                                "model_id": f"{config.name}/{name}"}
         log.info("policy %s: %s rows in %.1f s", name, f"{table.num_rows:,}", time.perf_counter() - started)
 
     return run_stage("policy", folder / "policy", config=policy_settings(config, name), inputs=inputs, build=build)
+
+
+def _impressions(out: Path) -> int:
+    """Impressions of the test part: shown slots, or the viewers of aggregated rows."""
+    file = open_parquet(out / "split" / "test.parquet")
+    if "trials" not in file.schema_arrow.names:
+        return int(file.metadata.num_rows)
+    return int(pc.sum(file.read(columns=["trials"])["trials"]).as_py() or 0)
+
+
+def latency_ms(folder: Path) -> float | None:
+    """Milliseconds of scoring a request, as the arm's policy was made in batches; None where nothing was scored."""
+    usage = (read_manifest(folder / "policy") or {}).get("facts", {}).get("usage", {})
+    return 1000 * usage["seconds"] / usage["requests"] if usage.get("requests") and usage["seconds"] else None
 
 
 def policy_settings(config: ExperimentConfig, name: str) -> dict[str, Any]:
@@ -179,23 +195,31 @@ def _blocks(test: pa.Table) -> list[pa.Table]:
 
 
 def arm_usages(config: ExperimentConfig, name: str, out: Path) -> list[dict[str, Any]]:
-    """Measured work of one arm: embedding, index, training, scoring; each arm pays in full what it would need alone.
+    """Measured work of one arm between two refreshes, each arm paying in full what it would need alone.
 
-    Scoring is measured on the test part and scaled to the impressions between two refreshes.
+    Embedding, index and training as they were measured; serving: scoring the test part, scaled from its impressions to
+    those between two refreshes; storage: the bytes of vectors, index and model, kept for as long.
     """
-    arm, folder = config.arms[name], out / "arms" / name
+    arm, folder, money = config.arms[name], out / "arms" / name, config.money
     usages: list[dict[str, Any]] = []
+    kept = [("model", folder / "model", f"{config.name}/{name}")]
     for content in arm.encoders:
+        kept += [(what, out / what / content, content) for what in ("content", "index")]
         usages.append(json.loads((out / "content" / content / "usage.json").read_text()))
         built = (read_manifest(out / "index" / content) or {})["facts"]
         usages.append({"stage": "index", "seconds": built["seconds"], "device": "cpu", "model_id": built["model_id"]})
     metrics = folder / "model" / "metrics.json"
     if metrics.is_file():
         usages.append({**json.loads(metrics.read_text())["usage"], "model_id": f"{config.name}/{name}"})
-    score = json.loads((folder / "policy" / "manifest.json").read_text())["facts"]["usage"]
-    if arm.policy == "ranker" and score["requests"]:
-        scale = config.money.impressions_per_refresh / score["requests"]
-        usages.append({**score, "seconds": score["seconds"] * scale, "measured_seconds": score["seconds"]})
+    serve = json.loads((folder / "policy" / "manifest.json").read_text())["facts"]["usage"]
+    if arm.policy == "ranker" and serve["impressions"]:
+        scale = money.impressions_per_refresh / serve["impressions"]
+        usages.append({**serve, "seconds": serve["seconds"] * scale})
+    for what, path, model_id in kept:
+        size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+        if size:
+            usages.append({"stage": "store", "bytes": size, "months": money.months_per_refresh,
+                           "model_id": model_id, "feature_set_id": what})
     return [{**usage, "arm_id": name} for usage in usages]
 
 
@@ -211,7 +235,10 @@ def write_truth(config: ExperimentConfig, out: Path) -> Path | None:
     truth = {}
     for name in config.arms:
         found = market.true_outcomes(test, read_parquet(out / "arms" / name / "policy" / "policy.parquet", POLICY))
-        truth[name] = {"ctr": found["click_rate"], "engagement": found["engagement_rate"],
-                       **({"revenue_per_mille": found["revenue_per_mille"]} if "revenue_per_mille" in found else {})}
+        truth[name] = {"ctr": found["click_rate"], "engagement": found["engagement_rate"], "hide": found["hide_rate"]}
+        if "revenue_per_mille" in found:
+            revenue, welfare = found["revenue_per_mille"], found["welfare_per_mille"]
+            truth[name] |= {"revenue_per_mille": revenue, "cost_per_click": revenue / (1000 * found["click_rate"]),
+                            "welfare_per_mille": welfare, "surplus_per_mille": welfare - revenue}
     write_json(out / "truth.json", truth)
     return out / "truth.json"

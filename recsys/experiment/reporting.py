@@ -11,8 +11,9 @@ import pyarrow as pa
 from recsys.config import ArmConfig, ExperimentConfig, parse_model, read_yaml
 from recsys.contracts import IMPRESSIONS, POLICY, read_parquet
 from recsys.errors import InputError
-from recsys.experiment.arms import arm_usages, policy_settings
-from recsys.ledger import book, costs_per_mille, load_card, read_costs, statement, write_costs
+from recsys.experiment.arms import arm_usages, latency_ms, policy_settings
+from recsys.experiment.registration import look, require_unchanged
+from recsys.ledger import book, cloud_costs, costs_per_mille, load_card, read_costs, statement, write_costs
 from recsys.stage import read_manifest, sha256_file, sha256_json, write_json
 
 
@@ -21,13 +22,13 @@ def write_experiment_costs(config: ExperimentConfig, out: Path) -> pa.Table:
     usages = [u for name in config.arms for u in arm_usages(config, name, out)]
     money = config.money
     table = book(usages, load_card(money.price_card), money.machine, config.name, list(config.arms),
-                 impressions_per_refresh=money.impressions_per_refresh)
+                 storage=money.storage, impressions_per_refresh=money.impressions_per_refresh)
     write_costs(table, out / "costs.parquet")
     return table
 
 
 def make_report(out: str | Path) -> dict[str, Any]:
-    """Write ``report/lift.json``, ``report/statement.json`` and ``report/lift.html`` from an experiment's folder.
+    """Write ``report/``: ``lift.json``, ``lift.csv``, ``statement.json``, ``lift.html``, from an experiment's folder.
 
     Reads ``config.yaml``, ``split/test.parquet``, every arm's ``policy.parquet``, ``costs.parquet`` and, for
     simulated data, ``truth.json``; trains and scores nothing.
@@ -36,16 +37,18 @@ def make_report(out: str | Path) -> dict[str, Any]:
         The contents of ``lift.json``.
 
     Raises:
-        InputError: a log is missing. Refused: the evidence does not carry a lift.
+        InputError: a log is missing. Refused: the evidence does not carry a lift, the decision rule was changed after
+        a report was made, or this is one look at growing data more than it plans.
     """
     from recsys.evaluation import offpolicy_lift, randomized_lift, write_lift
-    from recsys.report import render_html
+    from recsys.report import render_html, write_csv
 
     out = Path(out)
     if not (out / "config.yaml").is_file():
         raise InputError("not an experiment's folder", file=out, got="no config.yaml",
                          expected="a folder that recsys experiment wrote")
     config = parse_model(ExperimentConfig, read_yaml(out / "config.yaml"), out / "config.yaml")
+    require_unchanged(config, out)
     test_file = out / "split" / "test.parquet"
     test = read_parquet(test_file, IMPRESSIONS)
     _check_logs(config, out)
@@ -55,6 +58,8 @@ def make_report(out: str | Path) -> dict[str, Any]:
     for name, cost in costs_per_mille(costs, config.money.impressions_per_refresh).items():
         money[name] = {"cost_per_mille_usd": cost["estimate"],
                        "cost_per_mille_interval": {"low": cost["low"], "high": cost["high"]}}
+    for name in config.arms:
+        money[name]["latency_ms"] = latency_ms(out / "arms" / name)
     common: dict[str, Any] = {"audit": json.loads((out / "split" / "audit.json").read_text()),
                               "data_sha256": sha256_json([sha256_file(out / "split" / f"{p}.parquet")
                                                             for p in ("train", "test")])}
@@ -65,13 +70,17 @@ def make_report(out: str | Path) -> dict[str, Any]:
         truth = out / "truth.json"
         lift = offpolicy_lift(test, policies, config, money,
                               json.loads(truth.read_text()) if truth.is_file() else None, **common)
+    lift["decision"] |= look(config, out, lift["data_sha256"])
     lift["seed"] = config.seed
     for name, arm in config.arms.items():
         lift["arms"][name]["encoder"] = _encoder(config, arm)
     if (out / "retrieval.json").is_file():
         lift["retrieval"] = json.loads((out / "retrieval.json").read_text())
     write_lift(out / "report" / "lift.json", lift)
-    books = statement(lift, costs, config.money.impressions_per_refresh)
+    write_csv(lift, out / "report" / "lift.csv")
+    books = statement(lift, costs, config.money.impressions_per_refresh, reference_ecpm=config.money.reference_ecpm,
+                      price_decline_per_year=config.money.price_decline_per_year)
+    books["clouds"] = cloud_costs(costs, load_card(config.money.price_card), config.money.machine)
     write_json(out / "report" / "statement.json", books)
     render_html(lift, books, out / "report" / "lift.html")
     return lift

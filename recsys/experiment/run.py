@@ -16,6 +16,7 @@ from recsys.content import make_encoder
 from recsys.datasets.split import prepare_split
 from recsys.errors import InputError, RecsysError
 from recsys.experiment.arms import arm_policy, embed_arm, index_content, train_arm, write_truth
+from recsys.experiment.registration import register, require_unchanged
 from recsys.experiment.reporting import make_report, write_experiment_costs
 from recsys.ledger import load_card
 from recsys.log import log
@@ -49,7 +50,8 @@ def prepare_data(config: ExperimentConfig, arms: list[str], out: Path, data_home
         for name in arms:
             for content in config.arms[name].encoders:
                 make_encoder(config.encoders[content])  # knows its architecture without loading weights
-        load_card(config.money.price_card).get(config.money.machine)
+        card = load_card(config.money.price_card)
+        card.storage_beside(card.get(config.money.machine, "machine"), config.money.storage)
         prepare_split(config, out, data_home)
         save_config(config, out)
 
@@ -73,12 +75,17 @@ def run_experiment(config: ExperimentConfig, out: str | Path, data_home: str | P
 
     Returns:
         The contents of ``out/report/lift.json``.
+
+    Raises:
+        Refused: a report was made here under another decision rule, or of other data than this rule planned to see.
     """
     out, started = Path(out), time.perf_counter()
     if len(config.arms) < 2:
         raise InputError("an experiment compares arms", file="experiment", column="arms", got=sorted(config.arms),
                          expected="at least two arms")
+    require_unchanged(config, out)
     prepare_data(config, list(config.arms), out, data_home)
+    register(config, out)
     retrieval: dict[str, Any] = {}
     for at, (name, arm) in enumerate(config.arms.items(), 1):
         log.info("arm %d of %d: %s", at, len(config.arms), name)

@@ -7,6 +7,7 @@
 """
 
 from recsys.ledger.book import book, read_costs, validate_costs, write_costs
+from recsys.ledger.clouds import cloud_costs
 from recsys.ledger.prices import PriceCard, PriceRow, load_card
 from recsys.ledger.statement import (
     arm_costs,
@@ -20,7 +21,7 @@ from recsys.ledger.statement import (
 from recsys.ledger.substitution import substitution
 
 __all__ = [
-    "PriceCard", "PriceRow", "arm_costs", "book", "break_even_lift", "cost_per_mille", "costs_per_mille", "load_card",
-    "read_costs", "statement", "substitution", "tokens_per_second", "usd_per_million_tokens", "validate_costs",
-    "write_costs",
+    "PriceCard", "PriceRow", "arm_costs", "book", "break_even_lift", "cloud_costs", "cost_per_mille", "costs_per_mille",
+    "load_card", "read_costs", "statement", "substitution", "tokens_per_second", "usd_per_million_tokens",
+    "validate_costs", "write_costs",
 ]

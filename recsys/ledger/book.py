@@ -1,7 +1,8 @@
 """Measured work -> money: COSTS rows in the columns of FOCUS 1.2 (FinOps Open Cost and Usage Specification).
 
 A *usage* is what a stage says about the work of one model: its stage, tokens, measured seconds, device. Booking one
-multiplies the measured seconds with the price of the machine they ran on. Nobody sends an invoice for these rows, so
+multiplies the measured seconds with the price of the machine they ran on (stored bytes with that of storage).
+Nobody sends an invoice for these rows, so
 ``x_IsEstimated`` is true and billed, contracted, list and effective cost are all list price x time; the interval
 ``x_CostLow``..``x_CostHigh`` runs from the lowest spot price to the list price. What a hosted API would have charged
 for the same tokens stands in ``SkuPriceDetails`` as an alternative and enters no total.
@@ -21,13 +22,14 @@ import pyarrow.parquet as pq
 
 from recsys.contracts import COSTS, read_parquet, validate
 from recsys.errors import InputError
+from recsys.ledger.focus import require_focus
 from recsys.ledger.prices import PriceCard, PriceRow
 from recsys.log import log
 
 STAGES = ("embed", "finetune", "train", "index", "store", "score", "online-score", "serve")
 """Stages that a usage may name; ``pretrain`` is booked by this module alone."""
 PRETRAIN = "pretrain"
-_HOUR = 3600.0
+_HOUR, _GB = 3600.0, 1e9
 
 
 def book(
@@ -37,6 +39,7 @@ def book(
     experiment_id: str,
     arm_ids: str | Sequence[str],
     *,
+    storage: str | None = None,
     impressions_per_refresh: int | None = None,
     now: dt.datetime | None = None,
 ) -> pa.Table:
@@ -44,12 +47,15 @@ def book(
 
     Args:
         usages: one mapping per piece of work. ``stage`` (one of :data:`STAGES`) and ``seconds`` (wall clock, >= 0) are
-            required. Read where present: ``model_id``, ``model_revision``, ``tokens``, ``tokens_out``, ``device``
-            ("cpu", "cuda", "cuda:0"), ``device_name``, ``flops``, ``utilisation`` (of the device's peak, 0..1),
-            ``batch_size``, ``cache_hit``, ``feature_set_id``, ``started`` (datetime or ISO text), ``machine`` and
-            ``arm_id`` (over the arguments of that name), ``pretrained`` (default: an embedding that took FLOPs).
+            required; stage ``store`` has ``bytes`` and ``months`` instead of seconds. Read where present:
+            ``model_id``, ``model_revision``, ``tokens``, ``tokens_out``, ``device`` ("cpu", "cuda", "cuda:0"),
+            ``device_name``, ``flops``, ``utilisation`` (of the device's peak, 0..1), ``batch_size``, ``cache_hit``,
+            ``feature_set_id``, ``started`` (datetime or ISO text), ``machine`` and ``arm_id`` (over the arguments of
+            that name), ``pretrained`` (default: an embedding that took FLOPs).
         card: the price card.
         machine: id of the card's row for the machine the work ran on.
+        storage: id of the card's row for what is stored; default: the storage of the machine's provider. A card
+            without one prices no storage: such work is left out, with a warning.
         experiment_id: goes into every row; with the arm it is the join key to the lift.
         arm_ids: the arm, or the arms that share the work; shared work is split evenly over them, so that the rows of
             an experiment add up to what it took.
@@ -72,11 +78,19 @@ def book(
     sunk: set[tuple[str, str, str]] = set()
     for index, usage in enumerate(usages):
         _check(usage, index)
-        price = card.get(str(usage.get("machine") or machine))
+        stored = usage["stage"] == "store"
+        price: PriceRow | None = card.get(str(usage.get("machine") or machine), "machine")
+        if stored and price is not None:
+            price = card.storage_beside(price, storage)
+        if price is None:
+            log.warning("costs: price card %s has no storage row beside %s: %s stored bytes are not booked", card.name,
+                        machine, f"{usage['bytes']:,}")
+            continue
         named = usage.get("arm_id")
         for arm in [str(named)] if named else arms:
             share = 1.0 if named else 1.0 / len(arms)
-            row = _row(usage, card, price, share, now, impressions_per_refresh, None if named else arms)
+            rule = _rule(impressions_per_refresh, None if named else arms)
+            row = (_stored if stored else _row)(usage, card, price, share, now) | {"x_AmortisationRule": rule}
             row |= {"x_ExperimentId": experiment_id, "x_ArmId": arm}
             rows.append(row)
             key = (arm, row["x_ModelId"] or "", row["x_ModelRevision"] or "")
@@ -88,20 +102,14 @@ def book(
 
 
 def validate_costs(table: pa.Table, file: str | Path | None = None) -> pa.Table:
-    """Check a table against the COSTS contract and that every interval holds its estimate.
+    """Check a table against the COSTS contract and the rules of FOCUS 1.2 (:mod:`recsys.ledger.focus`).
 
     Raises:
-        InputError: a missing column, wrong type, null, negative cost, or an estimate outside its interval.
+        InputError: a missing column, wrong type, null, a value that FOCUS does not allow, a column of no contract
+            whose name does not start with ``x_``, a negative cost, an estimate outside its interval.
     """
     table = validate(table, COSTS, file)
-    for at, row in enumerate(table.select(["EffectiveCost", "x_CostLow", "x_CostHigh"]).to_pylist()):
-        cost, low, high = row["EffectiveCost"], row["x_CostLow"], row["x_CostHigh"]
-        if not math.isfinite(cost) or cost < 0:
-            raise InputError("value not allowed", file=file, column="EffectiveCost", row=at, got=cost,
-                             expected="a finite amount >= 0")
-        if low is not None and high is not None and not low - 1e-12 <= cost <= high + 1e-12:
-            raise InputError("value not allowed", file=file, column="EffectiveCost", row=at, got=row,
-                             expected="x_CostLow <= EffectiveCost <= x_CostHigh")
+    require_focus(table, file)
     return table
 
 
@@ -130,8 +138,9 @@ def _check(usage: Mapping[str, Any], index: int) -> None:
 
     if usage.get("stage") not in STAGES:
         raise bad("stage", "one of " + ", ".join(STAGES))
-    if not _amount(usage.get("seconds")):
-        raise bad("seconds", "measured seconds, finite and >= 0")
+    for key in ("bytes", "months") if usage["stage"] == "store" else ("seconds",):
+        if not _amount(usage.get(key)):
+            raise bad(key, f"measured {key}, finite and >= 0")
     for key in ("tokens", "tokens_out", "flops", "utilisation", "batch_size"):
         if usage.get(key) is not None and not _amount(usage[key]):
             raise bad(key, "a finite amount >= 0, or nothing")
@@ -148,35 +157,53 @@ def _pretrained(usage: Mapping[str, Any]) -> bool:
     return bool(flag) if flag is not None else usage["stage"] == "embed" and bool(usage.get("flops"))
 
 
-def _row(usage: Mapping[str, Any], card: PriceCard, price: PriceRow, share: float, now: dt.datetime,
-         impressions: int | None, shared_by: list[str] | None) -> dict[str, Any]:
-    seconds = float(usage["seconds"]) * share
-    hours = seconds / _HOUR
+def _common(usage: Mapping[str, Any], card: PriceCard, price: PriceRow, quantity: float, unit: str,
+            now: dt.datetime) -> dict[str, Any]:
+    """What every row has: ``quantity`` of what the price row sells, at its list price."""
     low, high = price.price_range
-    cost = high * hours
-    device = str(usage.get("device") or "cpu")
-    tokens = round((usage.get("tokens") or 0) * share)
+    cost = high * quantity
     return _period(usage, now) | {
         "BilledCost": cost, "ContractedCost": cost, "EffectiveCost": cost, "ListCost": cost,
-        "BillingAccountId": "estimate", "BillingAccountName": "Estimate from measured seconds",
-        "BillingCurrency": card.currency, "ChargeCategory": "Usage", "ChargeClass": "",
+        "BillingAccountId": "estimate", "BillingAccountName": "Estimate from measured work",
+        "BillingCurrency": card.currency, "ChargeCategory": "Usage", "ChargeClass": None,
         "ChargeDescription": f"{usage['stage']} {usage.get('model_id') or ''}".strip() + f" on {price.sku}",
         "InvoiceIssuerName": price.provider, "ProviderName": price.provider, "PublisherName": price.provider,
-        "PricingQuantity": hours, "PricingUnit": "Hours", "PricingCategory": "Standard", "ListUnitPrice": high,
-        "ConsumedQuantity": seconds, "ConsumedUnit": "Seconds",
+        "PricingQuantity": quantity, "PricingUnit": unit, "PricingCategory": "Standard", "ListUnitPrice": high,
         "ServiceCategory": "AI and Machine Learning", "ServiceName": price.service,
         "SkuId": price.sku, "SkuPriceId": f"{card.name}/{price.id}", "RegionId": price.region,
+        "x_Stage": usage["stage"], "x_ModelId": usage.get("model_id"), "x_ModelRevision": usage.get("model_revision"),
+        "x_FeatureSetId": usage.get("feature_set_id"),
+        "x_PriceSource": card.citation(price), "x_PriceAsOf": price.as_of or card.as_of,
+        "x_CostLow": low * quantity, "x_CostHigh": cost, "x_IsEstimated": True,
+    }
+
+
+def _row(usage: Mapping[str, Any], card: PriceCard, price: PriceRow, share: float, now: dt.datetime) -> dict[str, Any]:
+    seconds = float(usage["seconds"]) * share
+    device = str(usage.get("device") or "cpu")
+    tokens = round((usage.get("tokens") or 0) * share)
+    flops = usage.get("flops")
+    return _common(usage, card, price, seconds / _HOUR, "Hours", now) | {
+        "ConsumedQuantity": seconds, "ConsumedUnit": "Seconds",
         "SkuPriceDetails": json.dumps(_price_details(usage, card, price, tokens), sort_keys=True),
         "ResourceId": usage.get("device_name") or device,
         "Tags": json.dumps(_tags(usage, device, price), sort_keys=True),
-        "x_Stage": usage["stage"], "x_ModelId": usage.get("model_id"), "x_ModelRevision": usage.get("model_revision"),
         "x_TokensIn": tokens, "x_TokensOut": round((usage.get("tokens_out") or 0) * share),
         "x_Seconds": seconds, "x_Device": device, "x_GpuSeconds": 0.0 if device.startswith("cpu") else seconds,
+        "x_Flops": None if flops is None else float(flops) * share,
         "x_MFU": usage.get("utilisation"), "x_BatchSize": usage.get("batch_size"),
-        "x_CacheHit": usage.get("cache_hit"), "x_FeatureSetId": usage.get("feature_set_id"),
-        "x_PriceSource": card.citation(price), "x_PriceAsOf": price.as_of or card.as_of,
-        "x_AmortisationRule": _rule(impressions, shared_by),
-        "x_CostLow": low * hours, "x_CostHigh": high * hours, "x_IsEstimated": True,
+        "x_CacheHit": usage.get("cache_hit"),
+    }
+
+
+def _stored(usage: Mapping[str, Any], card: PriceCard, price: PriceRow, share: float,
+            now: dt.datetime) -> dict[str, Any]:
+    """Bytes kept for some months."""
+    size = round(usage["bytes"] * share)
+    months = size / _GB * float(usage["months"])
+    return _common(usage, card, price, months, "GB-Months", now) | {
+        "ConsumedQuantity": months, "ConsumedUnit": "GB-Months", "Tags": "{}", "x_Bytes": size,
+        "x_TokensIn": 0, "x_TokensOut": 0,
     }
 
 
@@ -215,7 +242,8 @@ def _period(usage: Mapping[str, Any], now: dt.datetime) -> dict[str, dt.datetime
         except ValueError:
             raise InputError("value not allowed", file="usage", column="started", got=start,
                              expected="an ISO 8601 time") from None
-    length = dt.timedelta(seconds=float(usage["seconds"]))
+    # What is stored is charged from now on; the period is when the charge begins, its length is in the quantity.
+    length = dt.timedelta(seconds=float(usage.get("seconds") or 0.0))
     start = start or now - length
     start = start.replace(tzinfo=dt.UTC) if start.tzinfo is None else start.astimezone(dt.UTC)
     month = start.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
@@ -230,7 +258,7 @@ def _sunk(row: Mapping[str, Any]) -> dict[str, Any]:
     zero = dict.fromkeys(("BilledCost", "ContractedCost", "EffectiveCost", "ListCost", "PricingQuantity",
                           "ListUnitPrice", "ConsumedQuantity", "x_CostLow", "x_CostHigh", "x_Seconds",
                           "x_GpuSeconds"), 0.0)
-    cleared = dict.fromkeys(("x_MFU", "x_BatchSize", "x_CacheHit", "SkuPriceDetails", "ResourceId", "SkuId",
+    cleared = dict.fromkeys(("x_MFU", "x_Flops", "x_BatchSize", "x_CacheHit", "SkuPriceDetails", "ResourceId", "SkuId",
                              "SkuPriceId", "RegionId"))
     return {**row, **zero, **cleared, "x_TokensIn": 0, "x_TokensOut": 0, "x_Stage": PRETRAIN, "Tags": "{}",
             "ChargeDescription": f"Pre-training of {model}: sunk, paid by {publisher}, not by this account",

@@ -23,7 +23,8 @@ from pydantic import Field, model_validator
 from recsys.config import Strict, find_resource, parse_model, read_yaml
 from recsys.errors import InputError, Refused
 
-Kind = Literal["machine", "embedding", "generation"]
+Kind = Literal["machine", "embedding", "generation", "storage"]
+UNITS = {"machine": "hour", "embedding": "million tokens", "generation": "million tokens", "storage": "GB-month"}
 
 
 class Spot(Strict):
@@ -40,7 +41,7 @@ class Spot(Strict):
 
 
 class PriceRow(Strict):
-    """One thing that can be bought: a whole machine by the hour, or input tokens by the million.
+    """One thing that can be bought: a machine by the hour, input tokens by the million, storage by the GB and month.
 
     ``on_demand`` is the list price of the thing without ``host``; use :attr:`list_price`, which adds the host.
     """
@@ -51,7 +52,7 @@ class PriceRow(Strict):
     service: str
     sku: str
     region: str = "global"
-    unit: Literal["hour", "million tokens"]
+    unit: Literal["hour", "million tokens", "GB-month"]
     on_demand: float | None = Field(None, ge=0, allow_inf_nan=False)
     spot: Spot | None = None
     host: float | None = Field(None, ge=0, description="price of the host, where it is billed apart")
@@ -108,6 +109,14 @@ def _spot_reasons(spot: Spot, listed: float) -> list[str]:
     return found
 
 
+class Accelerator(Strict):
+    """What an accelerator can do, to turn FLOPs into hours of it."""
+
+    peak_flops: float = Field(gt=0, description="dense bfloat16 FLOP a second, from the data sheet")
+    utilisation: float = Field(gt=0, le=1, description="share of the peak that is assumed to be reached")
+    source: str
+
+
 class PriceCard(Strict):
     """A dated set of price rows in one currency."""
 
@@ -115,6 +124,7 @@ class PriceCard(Strict):
     as_of: str
     currency: Literal["USD"] = "USD"
     sources: dict[str, str] = Field(default_factory=dict, description="short name used in rows -> full citation")
+    accelerators: dict[str, Accelerator] = Field(default_factory=dict, description="by the rows' accelerator")
     rows: tuple[PriceRow, ...]
 
     @model_validator(mode="after")
@@ -126,8 +136,12 @@ class PriceCard(Strict):
             seen.add(row.id)
             if row.source not in self.sources:
                 raise ValueError(f"row {row.id!r}: source one of {sorted(self.sources)}, not {row.source!r}")
-            if (row.unit == "hour") != (row.kind == "machine"):
-                raise ValueError(f"row {row.id!r}: machines priced by the hour, models by the million tokens")
+            if row.unit != UNITS[row.kind]:
+                raise ValueError(f"row {row.id!r}: machines priced by the hour, models by the million tokens, storage "
+                                 "by the GB-month")
+        for name, accelerator in self.accelerators.items():
+            if accelerator.source not in self.sources:
+                raise ValueError(f"accelerator {name!r}: source one of {sorted(self.sources)}")
         return self
 
     def find(self, row_id: str) -> PriceRow:
@@ -143,20 +157,33 @@ class PriceCard(Strict):
         near = difflib.get_close_matches(row_id, ids, 3) or ids
         raise InputError("no such price row", file=f"price card {self.name}", got=row_id, expected=f"one of {near}")
 
-    def get(self, row_id: str) -> PriceRow:
-        """The row of that id, fit to price something.
+    def get(self, row_id: str, kind: Kind | None = None) -> PriceRow:
+        """The row of that id, fit to price something of that kind.
 
         Raises:
-            InputError: no such row.
+            InputError: no such row, or a row of another kind.
             Refused: the row is quarantined; the message says why and what to do.
         """
         row = self.find(row_id)
+        if kind is not None and row.kind != kind:
+            raise InputError("price row of another kind", file=f"price card {self.name}", column=row_id, got=row.kind,
+                             expected=f"a row of kind {kind}: {[r.id for r in self.rows if r.kind == kind][:6]}")
         if reasons := row.reasons():
             others = [r.id for r in self.usable(row.kind) if r.accelerator == row.accelerator] or \
                      [r.id for r in self.usable(row.kind)]
             raise Refused(f"price row {row_id!r} of card {self.name} is quarantined ({'; '.join(reasons)}): mend the "
                           f"row in a copy of the card with a cited price, or use one of {others[:4]}")
         return row
+
+    def storage_beside(self, machine: PriceRow, named: str | None = None) -> PriceRow | None:
+        """The named storage row, or the first usable one of the machine's provider; None where the card has none.
+
+        Raises:
+            InputError: the named row is not there, or prices something else. Refused: it is quarantined.
+        """
+        if named is not None:
+            return self.get(named, "storage")
+        return next((r for r in self.usable("storage") if r.provider == machine.provider), None)
 
     def usable(self, kind: Kind | None = None) -> list[PriceRow]:
         """Rows without a reason for distrust, of one kind or all."""

@@ -8,6 +8,7 @@ construction, and all it can bring is the extra ad revenue of its lift.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from itertools import product
 from typing import Any
@@ -21,6 +22,9 @@ REVENUE_METRIC = "revenue_per_mille"
 """The secondary metric of a lift report that is ad revenue, in dollars per thousand impressions."""
 REFERENCE_ECPM = 2.0
 """Dollars per mille assumed, and said to be assumed, where an experiment measured no revenue."""
+PRICE_DECLINE = 0.25
+"""Assumed yearly fall of the price of computing: FLOP/s per dollar of GPUs doubled every 2.46 years from 2006 to 2021,
+which is 25 % a year (Hobbhahn, Besiroglu 2022, Trends in GPU price-performance, Epoch AI)."""
 
 
 def tokens_per_second(parameters: float, peak_flops: float, utilisation: float) -> float:
@@ -51,6 +55,40 @@ def break_even_lift(model_cost_per_mille: float, baseline_ecpm: float) -> float:
     if baseline_ecpm <= 0:
         raise InputError("no revenue to lift", got=baseline_ecpm, expected="an eCPM > 0")
     return model_cost_per_mille / baseline_ecpm
+
+
+def break_even_price(revenue: Interval, cost: Interval, decline_per_year: float) -> dict[str, Any]:
+    """How far prices are from the point where revenue and cost meet, as a multiple and as time.
+
+    The multiple is revenue / cost: at 3 prices could triple before the arm stops paying, at 0.5 they have to halve
+    before it starts to. The months are how long that halving takes if all prices fall by the same share every year:
+    ln(cost / revenue) / -ln(1 - decline) * 12, 0 where the arm pays today, None where it has no revenue to pay with.
+    Worst (low) pairs the lowest revenue with the highest cost, best (high) the other two.
+
+    Args:
+        revenue: extra revenue, per anything.
+        cost: extra cost, per the same.
+        decline_per_year: share by which prices fall in a year, 0..1; an assumption.
+
+    Returns:
+        {"multiple": interval or None where a cost is not > 0, "months": {"estimate", "worst", "best"},
+        "decline_per_year"}.
+    """
+    if not 0 < decline_per_year < 1:
+        raise InputError("not a yearly fall of prices", got=decline_per_year, expected="a share in (0, 1)")
+
+    def months(earned: float, spent: float) -> float | None:
+        if spent <= earned:
+            return 0.0
+        return None if earned <= 0 else 12 * math.log(spent / earned) / -math.log1p(-decline_per_year)
+
+    multiple = None
+    if cost["low"] > 0:
+        ends = [r / c for r, c in product((revenue["low"], revenue["high"]), (cost["low"], cost["high"]))]
+        multiple = {"estimate": revenue["estimate"] / cost["estimate"], "low": min(ends), "high": max(ends)}
+    return {"multiple": multiple, "decline_per_year": decline_per_year,
+            "months": {"estimate": months(revenue["estimate"], cost["estimate"]),
+                       "worst": months(revenue["low"], cost["high"]), "best": months(revenue["high"], cost["low"])}}
 
 
 def roi(revenue: Interval, cost: Interval) -> Interval | None:
@@ -110,6 +148,7 @@ def statement(
     impressions_per_refresh: int,
     *,
     reference_ecpm: float = REFERENCE_ECPM,
+    price_decline_per_year: float = PRICE_DECLINE,
 ) -> dict[str, Any]:
     """The statement of every arm of a lift report, and the substitution curve.
 
@@ -119,39 +158,53 @@ def statement(
         impressions_per_refresh: impressions served between two refreshes of the models, over which costs are spread.
         reference_ecpm: dollars per mille assumed where the experiment measured no revenue; revenue is then taken to
             move with the goal metric, and the statement says that both are assumptions.
+        price_decline_per_year: for the months to break-even, see :func:`break_even_price`.
 
     Returns:
         {"currency", "impressions_per_refresh", "ecpm": {"value", "source", "metric", "assumed"}, "arms": {name:
         {"model_revenue": 0.0, "cost", "cost_per_mille", "incremental_cost_per_mille", "revenue_lift",
-        "incremental_revenue_per_mille", "net_per_mille", "roi", "break_even_lift", "api_alternative", "stages",
-        "sunk", ...}}, "substitution": ..., "price_sources", "notes"}.
+        "incremental_revenue_per_mille", "revenue_basis", "net_per_mille", "net_per_refresh", "roi",
+        "break_even_lift", "break_even_price", "api_alternative", "stages", "sunk", ...}}, "substitution": ...,
+        "price_sources", "notes"}.
 
         Incremental cost is the arm's minus the baseline's at the same prices, because training the ranker is paid in
         both. The worst net pairs the lowest revenue with the highest cost, the best net the other two: prices and
         lifts are unknown in different ways, so no probability is claimed for the corners.
+
+        Incremental revenue is the paired interval of the difference in revenue where the report has it
+        (``revenue_basis`` measured); else the lift of revenue times eCPM, or the lift of the goal times eCPM.
     """
     baseline = str(lift["baseline"])
     by_arm = arm_costs(costs)
     ecpm = _ecpm(lift, baseline, reference_ecpm)
     per_mille = {name: _per_mille(by_arm[name]["total"], impressions_per_refresh) if name in by_arm
                  else _given_cost(arm) for name, arm in lift["arms"].items()}
-    arms = {name: _arm(name, arm, per_mille, baseline, ecpm, by_arm.get(name)) for name, arm in lift["arms"].items()}
+    arms = {name: _arm(name, arm, per_mille, baseline, ecpm, by_arm.get(name), price_decline_per_year)
+            for name, arm in lift["arms"].items()}
+    for arm in arms.values():
+        arm["net_per_refresh"] = {k: v * impressions_per_refresh / 1000 for k, v in arm["net_per_mille"].items()}
     points = [{"name": n, "lift": _lift_of(a), "cost_per_mille": per_mille[n]} for n, a in lift["arms"].items()]
     notes = ["A model has no revenue of its own: it is zero by construction. What counts is ad revenue with it, minus "
              "ad revenue without it, minus what it cost."]
     if ecpm["assumed"]:
         notes.append(f"No revenue was measured here: an eCPM of ${reference_ecpm:g} is assumed, and revenue is taken "
                      f"to move with {lift.get('goal', 'the goal metric')}.")
+    elif guessed := [n for n, a in arms.items() if a["revenue_basis"] == "lift of the goal"]:
+        notes.append(f"No revenue was measured for {', '.join(guessed)}: it is taken to move with "
+                     f"{lift.get('goal', 'the goal metric')}.")
+    notes.append(f"Months to break-even assume that all prices fall by {price_decline_per_year:.0%} a year.")
     return {"currency": "USD", "impressions_per_refresh": impressions_per_refresh, "ecpm": ecpm, "arms": arms,
             "substitution": substitution(points, lift.get("pairwise") or {}, baseline), "notes": notes,
             "price_sources": sorted({s for c in by_arm.values() for s in c["price_sources"]})}
 
 
 def _arm(name: str, arm: Mapping[str, Any], per_mille: Mapping[str, Interval], baseline: str,
-         ecpm: Mapping[str, Any], booked: Mapping[str, Any] | None) -> dict[str, Any]:
+         ecpm: Mapping[str, Any], booked: Mapping[str, Any] | None, decline: float) -> dict[str, Any]:
     extra = _difference(per_mille[name], per_mille.get(baseline, _zero()))
-    revenue_lift = _zero() if name == baseline else _revenue_lift(arm, ecpm["metric"])
-    revenue = {k: revenue_lift[k] * ecpm["value"] for k in ("estimate", "low", "high")}
+    if name == baseline:
+        revenue_lift, revenue, basis = _zero(), _zero(), "baseline"
+    else:
+        revenue_lift, revenue, basis = _revenue(arm, ecpm)
     net = {"estimate": revenue["estimate"] - extra["estimate"], "low": revenue["low"] - extra["high"],
            "high": revenue["high"] - extra["low"]}
     details = booked or {"total": None, "stages": {}, "tokens": None, "seconds": None, "sunk": [],
@@ -159,8 +212,9 @@ def _arm(name: str, arm: Mapping[str, Any], per_mille: Mapping[str, Interval], b
     return {
         "model_revenue": 0.0, "cost": details["total"], "cost_per_mille": per_mille[name],
         "incremental_cost_per_mille": extra, "revenue_lift": revenue_lift, "incremental_revenue_per_mille": revenue,
-        "net_per_mille": net, "roi": None if name == baseline else roi(revenue, extra),
+        "revenue_basis": basis, "net_per_mille": net, "roi": None if name == baseline else roi(revenue, extra),
         "break_even_lift": {k: break_even_lift(extra[k], ecpm["value"]) for k in ("estimate", "low", "high")},
+        "break_even_price": None if name == baseline else break_even_price(revenue, extra, decline),
         **{k: details[k] for k in ("stages", "tokens", "seconds", "sunk", "api_alternative")},
     }
 
@@ -174,12 +228,15 @@ def _ecpm(lift: Mapping[str, Any], baseline: str, reference: float) -> dict[str,
     return {"value": reference, "metric": None, "assumed": True, "source": "assumed"}
 
 
-def _revenue_lift(arm: Mapping[str, Any], metric: str | None) -> Interval:
-    if metric is not None:
-        measured = ((arm.get("secondary") or {}).get(metric) or {}).get("lift")
-        if measured:
-            return _interval(measured)
-    return _lift_of(arm)
+def _revenue(arm: Mapping[str, Any], ecpm: Mapping[str, Any]) -> tuple[Interval, Interval, str]:
+    """(lift of revenue, extra revenue per mille, what they rest on)."""
+    measured = ((arm.get("secondary") or {}).get(ecpm["metric"]) or {}) if ecpm["metric"] else {}
+    known = bool(measured.get("lift"))
+    lift = _interval(measured["lift"]) if known else _lift_of(arm)
+    if known and measured.get("absolute_lift"):
+        return lift, _interval(measured["absolute_lift"]), "measured"
+    basis = "lift of revenue" if known else "lift of the goal"
+    return lift, {k: lift[k] * ecpm["value"] for k in ("estimate", "low", "high")}, basis
 
 
 def _lift_of(arm: Mapping[str, Any]) -> Interval:

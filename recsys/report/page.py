@@ -59,7 +59,9 @@ def html(lift: Mapping[str, Any], statement: Mapping[str, Any] | None) -> str:
         lift=lift, statement=statement, arms=arms, pictures=pictures, style=_text("style.css"),
         healthy=words.healthy(lift), headline=words.headline(lift, statement), threats=words.threats(lift),
         goal=words.name_of(lift.get("goal", "goal metric")), level=words.level(lift),
-        metrics=_metrics(lift), diagnostics=_diagnostics(lift), estimators=_estimators(lift), pairs=_pairs(lift),
+        metrics=_metrics(lift), guards=words.guarded(lift.get("decision")), rule_words=words.rule_words,
+        DECISIONS=words.DECISIONS, GUARDS=words.GUARDS, clouds=_clouds(statement), diagnostics=_diagnostics(lift),
+        estimators=_estimators(lift), pairs=_pairs(lift),
         truth=_truth(arms), verdict=words.verdict, UNITS=words.UNITS, METHODS=words.METHODS,
     )
 
@@ -78,7 +80,8 @@ def _template() -> Template:
         "pct": words.percent, "spct": words.signed_percent, "usd": words.money, "num": words.number,
         "span": words.interval_text, "usd_span": lambda i: words.interval_text(i, words.money),
         "pct_span": lambda i: words.interval_text(i, words.percent),
-        "metric": words.name_of, "times": words.times, "when": words.when,
+        "metric": words.name_of, "times": words.times, "months": words.months,
+        "capitalize_first": lambda text: text[:1].upper() + text[1:], "when": words.when,
         "diagnostic": lambda k: words.name_of(k, words.DIAGNOSTICS),
         "value": lambda v, metric: words.value_of(metric, v),
         "value_span": lambda i, metric: words.interval_text(i, lambda v: words.value_of(metric, v)),
@@ -87,10 +90,23 @@ def _template() -> Template:
 
 
 def _metrics(lift: Mapping[str, Any]) -> list[str]:
+    """Metrics beside the goal that are no guardrail."""
     seen: dict[str, None] = {}
     for arm in lift["arms"].values():
         seen |= dict.fromkeys(arm.get("secondary") or {})
-    return list(seen)
+    guards = {g["metric"] for g in words.guarded(lift.get("decision"))}
+    return [m for m in seen if m not in guards]
+
+
+def _clouds(statement: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The clouds' prices of the same work, laid out for two tables: arms by cloud, and stages of arms."""
+    found = (statement or {}).get("clouds")
+    if not found or not found["rows"]:
+        return None
+    totals: dict[str, dict[str, Any]] = {}
+    for row in found["totals"]:
+        totals.setdefault(row["arm"], {})[row["provider"]] = row
+    return {**found, "providers": list(dict.fromkeys(r["provider"] for r in found["totals"])), "by_arm": totals}
 
 
 def _diagnostics(lift: Mapping[str, Any]) -> list[str]:

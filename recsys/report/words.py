@@ -12,7 +12,10 @@ from typing import Any
 _THIN = "\u202f"  # narrow no-break space: a number never parts from its unit
 _MINUS = "\u2212"
 
-GOALS = {"ctr": "click-through rate", "engagement": "engaged clicks", "revenue_per_mille": "ad revenue per thousand",
+GOALS = {"cost_per_click": "advertisers' cost per click", "latency_ms": "scoring time per request",
+         "surplus_per_mille": "advertisers' surplus per thousand",
+         "welfare_per_mille": "advertisers' value per thousand", "ctr": "click-through rate",
+         "engagement": "engaged clicks", "revenue_per_mille": "ad revenue per thousand",
          "conversion": "conversion rate", "hide": "hide rate", "dwell_ms": "dwell time"}
 UNITS = {"user_id": "user", "group_id": "story", "request_id": "request"}
 METHODS = {"offpolicy": "off-policy estimation from logged propensities", "randomized": "randomised test"}
@@ -20,7 +23,11 @@ DIAGNOSTICS = {"ess": "effective sample size", "effective_clicks": "effective cl
                "mean_weight": "mean weight", "mean_weight_se": "its standard error",
                "top_1_percent_weight_share": "weight held by the top 1 %",
                "ess_share": "effective share of rows", "shown_outside_policy": "shown, but outside the policy"}
-_VERDICTS = {"better": ("▲", "better"), "worse": ("▼", "worse"), "inconclusive": ("◆", "inconclusive")}
+DECISIONS = {"Ship": ("▲", "better"), "Roll back": ("▼", "worse"), "Review": ("◇", "inconclusive"),
+             "Not enough data": ("◆", "inconclusive")}
+"""Verdict of the decision rule -> sign, and the class that colours it; the words stand beside it."""
+GUARDS = {"kept": "✓ kept", "harmed": "✗ harmed", "unclear": "? unclear"}
+_READINGS = {"better": ("▲", "better"), "worse": ("▼", "worse"), "inconclusive": ("◆", "inconclusive")}
 
 
 def name_of(metric: str, table: Mapping[str, str] = GOALS) -> str:
@@ -77,6 +84,13 @@ def times(value: float) -> str:
     return f"{round(value, 1 - math.floor(math.log10(abs(value)))):,.0f}×".replace("-", _MINUS)
 
 
+def months(value: float | None) -> str:
+    """Months until an arm pays for itself: now, after so many, or never by falling prices alone."""
+    if value is None:
+        return "never"
+    return "pays today" if value == 0 else f"in {value:,.0f} months"
+
+
 def when(stamp: Any) -> str:
     """An ISO time without its seconds: 2026-11-23 22:00 UTC; anything else as it is."""
     text = str(stamp)
@@ -98,8 +112,10 @@ def number(value: Any) -> str:
 
 def value_of(metric: str, value: float | None) -> str:
     """A metric's own value: rates as percentages, revenue as dollars, the rest as numbers."""
-    if metric.startswith("revenue"):
+    if metric.endswith("_per_mille") or metric == "cost_per_click":
         return money(value)
+    if metric == "latency_ms":
+        return "–" if not _finite(value) else f"{number(value)}{_THIN}ms"
     rate = metric in ("ctr", "conversion", "hide", "engagement") or metric.endswith("_rate")
     if not rate or not _finite(value) or not value:
         return percent(value) if rate else number(value)
@@ -132,7 +148,7 @@ def verdict(arm: Mapping[str, Any]) -> tuple[str, str]:
         key = "better"
     elif high is not None and high < 0:
         key = "worse"
-    return _VERDICTS[key]
+    return _READINGS[key]
 
 
 def variants(lift: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -158,7 +174,15 @@ def headline(lift: Mapping[str, Any], statement: Mapping[str, Any] | None = None
                 f"{interval_text(interval)} ({level(lift)} interval). That is not evidence of no effect.")
     if arms[best].get("label") == "exploratory":
         text = "Exploratory, on little evidence: " + text
-    return text + _llama(arms, best) + _substitute(statement, best, str(baseline))
+    return _decided(lift) + text + _llama(arms, best) + _substitute(statement, best, str(baseline))
+
+
+def _decided(lift: Mapping[str, Any]) -> str:
+    """What the rule says, before what was measured: "Ship minilm; Review smollm2." """
+    verdicts = (lift.get("decision") or {}).get("verdict") or {}
+    by_word = {word: [name for name, found in verdicts.items() if found == word] for word in DECISIONS}
+    return "; ".join(f"{word}: {', '.join(names)}" for word, names in by_word.items() if names) + (
+        ". " if verdicts else "")
 
 
 def _llama(arms: Mapping[str, Mapping[str, Any]], best: str) -> str:
@@ -182,6 +206,29 @@ def _substitute(statement: Mapping[str, Any] | None, best: str, baseline: str) -
         return ""
     share = f"{percent(costs[chosen] / costs[best])} of" if costs[best] else "none of"
     return f" {chosen} is not significantly below it, at {share} its cost: on this evidence it could take its place."
+
+
+def guarded(decision: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    """The rule's guardrails, in its order."""
+    return list(((decision or {}).get("rule") or {}).get("guardrails") or [])
+
+
+def rule_words(rule: Mapping[str, Any], alpha: float | None = None) -> list[tuple[str, str]]:
+    """The decision rule as (term, words)."""
+    least = rule["minimum_effect"]
+    out = [("Goal", f"{name_of(rule['goal'])} of each arm over {rule['baseline']}, analysed by "
+                    f"{UNITS.get(rule['unit'], rule['unit'])}"),
+           ("Minimum effect", f"a lift of {percent(least)}" if least else "any lift above zero"),
+           ("Level", f"{percent(1 - rule['confidence'])} two-sided" + (
+               f", {percent(alpha)} a look" if alpha and rule["looks"] > 1 and rule["peeking"] == "fixed" else ""))]
+    for guard in rule["guardrails"]:
+        name, high = name_of(guard["metric"]), guard["better"] == "higher"
+        if guard.get("limit") is None:
+            line = f"{name} may not {'fall' if high else 'rise'} by more than {percent(guard['tolerated'])}"
+        else:
+            line = f"{name} must stay {'above' if high else 'below'} {value_of(guard['metric'], guard['limit'])}"
+        out.append(("Guardrail", line))
+    return out
 
 
 def threats(lift: Mapping[str, Any]) -> list[tuple[str, str]]:

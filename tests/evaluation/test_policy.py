@@ -112,3 +112,26 @@ def test_probabilities_sum_to_one_in_every_slot(shapes, temperature, exponent, s
     price, bid = policy["price_per_click"].to_numpy(), table["bid"].to_numpy()
     assert (price >= 0).all()
     assert (price <= bid + 1e-12).all()
+
+
+def test_mechanisms_price_the_same_slate_differently():
+    """Known answer: values 10, 4, 2 at equal click rates, a second slot that brings half the clicks."""
+    table = candidates([(["a", "b", "c"], [0, 1], [10.0, 4.0, 2.0])])
+    p = np.array([0.2, 0.2, 0.2, 0.1, 0.1, 0.1])
+    made = {m: ranker_policy(table, p, SETTINGS.model_copy(update={"bid_exponent": 1.0, "mechanism": m}))
+            for m in ("gsp", "vcg", "first_price")}
+    price = {m: t["price_per_click"].to_numpy().reshape(2, 3) for m, t in made.items()}
+    assert (price["gsp"][0, 0], price["gsp"][1, 1]) == pytest.approx((4.0, 2.0))
+    assert (price["vcg"][0, 0], price["vcg"][1, 1]) == pytest.approx((3.0, 2.0))
+    assert price["first_price"] == pytest.approx(np.array([[10.0, 4.0, 2.0]] * 2))
+    for table_ in made.values():
+        assert table_["probability"].equals(made["gsp"]["probability"])
+        assert table_["bid"].to_pylist() == table["bid"].to_pylist()
+
+
+def test_vcg_prices_take_predictions_that_rise_down_the_slots():
+    table = candidates([(["a", "b", "c"], [0, 1], [10.0, 4.0, 2.0])])
+    p = np.array([0.2, 0.2, 0.2, 0.3, 0.1, 0.1])  # the model thinks that the second slot is better for a
+    price = ranker_policy(table, p, SETTINGS.model_copy(update={"mechanism": "vcg"}))["price_per_click"].to_numpy()
+    assert np.isfinite(price).all()
+    assert (price <= np.tile([10.0, 4.0, 2.0], 2) + 1e-12).all()

@@ -16,7 +16,7 @@ import pytest
 
 from recsys.config import ExperimentConfig, load_config
 from recsys.contracts import COSTS, POLICY, read_parquet, validate
-from recsys.errors import InputError
+from recsys.errors import InputError, Refused
 from recsys.experiment import make_report, run_experiment, run_training
 
 SMALL = [
@@ -74,14 +74,83 @@ def test_every_interval_covers_the_simulators_truth(out: Path):
 def test_logs_satisfy_their_contracts(out: Path):
     costs = validate(read_parquet(out / "costs.parquet"), COSTS)
     booked = set(zip(costs["x_ArmId"].to_pylist(), costs["x_Stage"].to_pylist(), strict=True))
-    assert booked == {("ids_only", "train"), ("ids_only", "score"), ("hashed_text", "embed"), ("hashed_text", "index"),
-                      ("hashed_text", "train"), ("hashed_text", "score"), ("both", "embed"), ("both", "index"),
-                      ("both", "train"), ("both", "score")}
+    arms = ("ids_only", "hashed_text", "both")
+    assert booked == {(a, s) for a in arms for s in ("train", "serve", "store")} | {
+        (a, s) for a in arms[1:] for s in ("embed", "index")}
     embedded = [c["x_ArmId"] for c in costs.to_pylist() if c["x_Stage"] == "embed"]
     assert sorted(embedded) == ["both", "both", "hashed_text"]  # each arm pays for all that it needs
+    kept = sum(b or 0 for a, b in zip(costs["x_ArmId"].to_pylist(), costs["x_Bytes"].to_pylist(), strict=True)
+               if a == "hashed_text")
+    folders = ("content/hashed_text", "index/hashed_text", "arms/hashed_text/model")
+    assert kept == sum(p.stat().st_size for f in folders for p in (out / f).rglob("*") if p.is_file())
     policy = read_parquet(out / "arms/hashed_text/policy/policy.parquet", POLICY)
     sums = policy.group_by(["request_id", "slot"]).aggregate([("probability", "sum")])["probability_sum"].to_numpy()
     assert abs(sums - 1).max() < 1e-9
+
+
+def test_both_sides_of_the_market_agree_with_the_simulators_truth(out: Path):
+    # As above: one seed. A wrong join or unit is far outside; a fair interval may miss narrowly, so it is doubled here.
+    lift = json.loads((out / "report/lift.json").read_text())
+    for name in ("ids_only", "hashed_text"):
+        found = lift["arms"][name]["secondary"]
+        assert {"engagement", "revenue_per_mille", "welfare_per_mille", "surplus_per_mille", "cost_per_click",
+                "hide"} == found.keys()
+        for metric, one in found.items():
+            low, high = one["value_interval"]["low"], one["value_interval"]["high"]
+            assert abs(one["true_value"] - one["value"]) <= high - low, metric
+        value = {m: found[m]["true_value"] for m in found}
+        assert value["welfare_per_mille"] == pytest.approx(value["revenue_per_mille"] + value["surplus_per_mille"])
+
+
+def test_the_verdict_follows_the_rule_of_the_file_and_its_hash_is_everywhere(config: ExperimentConfig, out: Path):
+    from recsys.evaluation.decision import VERDICTS, decision_rule, rule_sha256
+
+    lift = json.loads((out / "report/lift.json").read_text())
+    found, sha = lift["decision"], rule_sha256(decision_rule(config))
+    assert found["sha256"] == sha == json.loads((out / "decision.json").read_text())["sha256"]
+    assert sha in (out / "report/lift.html").read_text()
+    assert found["verdict"].keys() == {"hashed_text", "uniform"}
+    assert found["verdict"]["uniform"] == "Roll back"  # about a quarter below the baseline
+    assert set(found["verdict"].values()) <= set(VERDICTS)
+    assert found["registered"]
+    assert lift["minimum_effect"] == 0.01
+    assert lift["multiplicity"].startswith("holm")
+    assert lift["peeking"].startswith("fixed")
+    assert [g["metric"] for g in found["rule"]["guardrails"]] == [
+        "engagement", "hide", "revenue_per_mille", "cost_per_click", "latency_ms"]
+    assert found["guardrails"]["hashed_text"]["latency_ms"]["value"] > 0
+
+
+def test_a_rule_that_was_changed_after_the_results_is_refused(out: Path, tmp_path: Path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    report = (copy / "report/lift.json").read_bytes()
+    text = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(text.replace("minimum_effect: 0.01", "minimum_effect: 0.0"))
+    with pytest.raises(Refused, match=r"changed after results existed.*minimum_effect"):
+        make_report(copy)
+    (copy / "config.yaml").write_text(text)
+    with pytest.raises(Refused, match="changed after results existed"):
+        run_experiment(load_config("marketplace", [*SMALL, "decision.multiplicity=none"]), copy)
+    assert (copy / "report/lift.json").read_bytes() == report
+    assert (copy / "config.yaml").read_text() == text
+
+
+def test_the_books_show_every_stage_on_every_cloud(out: Path):
+    from typer.testing import CliRunner
+
+    from recsys.cli import app
+
+    shown = CliRunner().invoke(app, ["ledger", str(out)])
+    assert shown.exit_code == 0
+    for words in ("serve", "store", "S3 Standard", "Google Cloud", "Azure", "A100-80GB", "text-embedding-3-small",
+                  "no spot price", "left out: azure-nc40ads-h100-v5", "revenue of the model 0 by construction"):
+        assert words in shown.output, words
+    books = json.loads(CliRunner().invoke(app, ["ledger", str(out), "--json"]).output)
+    assert {"arms", "substitution", "clouds", "ecpm"} <= books.keys()
+    assert {t["provider"] for t in books["clouds"]["totals"]} == {"AWS", "Google Cloud", "Azure"}
 
 
 def test_a_second_run_does_no_stage_again(config: ExperimentConfig, out: Path):
@@ -164,6 +233,22 @@ def test_a_model_that_is_not_a_llama_stops_the_experiment_before_any_work(tmp_pa
     config = load_config("marketplace", [f"encoders.smollm2.model={tmp_path / 'bert'}"])
     with pytest.raises(InputError, match="bert"):
         run_experiment(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("price", "reason"), [
+    ({"on_demand": 0.05, "spot": {"low": 0.02, "high": 0.4}}, "above the list price"), ({"on_demand": 0.0}, "zero"),
+    ({"on_demand": None}, "blank"), ({"on_demand": 0.5, "spot": {"low": 0.05, "high": 0.05}}, "exactly a tenth"),
+])
+def test_a_poisoned_price_ends_in_a_refusal_that_says_what_would_mend_it(price: dict, reason: str, tmp_path: Path):
+    row = {"id": "mine", "kind": "machine", "provider": "P", "service": "S", "sku": "s", "unit": "hour", "source": "s"}
+    card = {"name": "mine", "as_of": "2026-11-01", "sources": {"s": "a catalog"}, "rows": [{**row, **price}]}
+    (tmp_path / "card.json").write_text(json.dumps(card))  # JSON is YAML
+    config = load_config("marketplace", [*SMALL, f"money.price_card={tmp_path / 'card.json'}", "money.machine=mine"])
+    with pytest.raises(Refused, match=reason) as refused:
+        run_experiment(config, tmp_path / "run")
+    assert "mend the row" in str(refused.value)
+    assert refused.value.exit_code == 3
     assert not (tmp_path / "run").exists()
 
 

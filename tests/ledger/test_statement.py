@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime as dt
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from recsys.errors import InputError
 from recsys.ledger import (
@@ -19,7 +21,7 @@ from recsys.ledger import (
     tokens_per_second,
     usd_per_million_tokens,
 )
-from recsys.ledger.statement import roi
+from recsys.ledger.statement import break_even_price, roi
 from recsys.ledger.substitution import frontier, pair_difference
 
 LLAMA_8B = 8.03e9
@@ -171,3 +173,48 @@ def test_pairs_are_read_either_way_round(pairwise: dict) -> None:
     assert pair_difference(pairwise, "a", "b") == pytest.approx(interval(.1, .05, .2))
     assert pair_difference(pairwise, "b", "a") == pytest.approx(interval(-.1, -.2, -.05))
     assert pair_difference(pairwise, "a", "c") is None
+
+
+def test_incremental_revenue_is_the_paired_difference_where_it_was_measured() -> None:
+    lift = {**LIFT, "arms": {**LIFT["arms"], "llama": {**LIFT["arms"]["llama"], "secondary": {"revenue_per_mille": {
+        "value": 4.2, "lift": interval(0.05, 0.01, 0.09), "absolute_lift": interval(0.2, 0.05, 0.35)}}}}}
+    arm = statement(lift, costs(), 1000)["arms"]["llama"]
+    assert arm["incremental_revenue_per_mille"] == interval(0.2, 0.05, 0.35)
+    assert arm["revenue_basis"] == "measured"
+    assert arm["net_per_mille"] == pytest.approx(interval(0.1235, 0.05 - 0.0765, 0.35 - 0.0296))
+    assert statement(LIFT, costs(), 1000)["arms"]["llama"]["revenue_basis"] == "lift of revenue"
+
+
+def test_break_even_price_by_hand() -> None:
+    # Revenue 1 (0.5..2), cost 4 (2..4); prices halve every year: 4 -> 1 takes two years, 4 -> 0.5 three, 2 -> 2 none.
+    found = break_even_price(interval(1.0, 0.5, 2.0), interval(4.0, 2.0, 4.0), 0.5)
+    assert found["months"] == pytest.approx({"estimate": 24.0, "worst": 36.0, "best": 0.0})
+    assert found["multiple"] == pytest.approx(interval(0.25, 0.125, 1.0))
+    paying = break_even_price(interval(3.0, 2.5, 3.5), interval(1.0, 0.5, 1.0), 0.25)
+    assert paying["months"] == {"estimate": 0.0, "worst": 0.0, "best": 0.0}
+    assert paying["multiple"] == pytest.approx(interval(3.0, 2.5, 7.0))
+    never = break_even_price(interval(-1.0, -2.0, 1.0), interval(4.0, 4.0, 4.0), 0.5)
+    assert never["months"] == pytest.approx({"estimate": None, "worst": None, "best": 24.0})
+    saving = break_even_price(interval(-1.0, -1.0, -1.0), interval(-2.0, -2.0, -2.0), 0.5)
+    assert (saving["multiple"], saving["months"]["estimate"]) == (None, 0.0)  # it saves more than it loses
+    losing = break_even_price(interval(-3.0, -3.0, -3.0), interval(-2.0, -2.0, -2.0), 0.5)
+    assert losing["months"]["estimate"] is None
+    with pytest.raises(InputError, match="yearly fall"):
+        break_even_price(interval(1, 1, 1), interval(1, 1, 1), 1.0)
+
+
+@given(st.floats(0.001, 10), st.floats(0.001, 10), st.floats(0.01, 0.9))
+def test_after_the_months_the_cost_has_fallen_to_the_revenue(revenue: float, cost: float, decline: float) -> None:
+    found = break_even_price(interval(revenue, revenue, revenue), interval(cost, cost, cost), decline)
+    left = cost * (1 - decline) ** (found["months"]["estimate"] / 12)
+    assert left == pytest.approx(min(cost, revenue))
+    assert found["multiple"]["estimate"] == pytest.approx(revenue / cost)
+
+
+def test_an_arm_whose_revenue_was_not_measured_is_named() -> None:
+    lift = {**LIFT, "arms": {**LIFT["arms"], "other": {"lift": interval(0.1, 0.0, 0.2)}}}
+    made = statement(lift, costs(), 1000)
+    assert made["arms"]["other"]["revenue_basis"] == "lift of the goal"
+    assert made["arms"]["other"]["incremental_revenue_per_mille"] == pytest.approx(interval(0.4, 0.0, 0.8))
+    assert any("No revenue was measured for other" in n for n in made["notes"])
+    assert any("25% a year" in n for n in made["notes"])

@@ -6,7 +6,9 @@ import copy
 import datetime as dt
 from typing import Any
 
-from recsys.ledger import book, load_card, statement
+from recsys.config import ExperimentConfig
+from recsys.evaluation.decision import GoalTest, decide, policy_words
+from recsys.ledger import book, cloud_costs, load_card, statement
 
 Json = dict[str, Any]
 
@@ -55,6 +57,23 @@ def marketplace() -> Json:
     }
 
 
+def decided() -> Json:
+    """The marketplace judged by a rule; the rule is real, the numbers are not."""
+    lift = copy.deepcopy(marketplace())
+    config = ExperimentConfig.model_validate({
+        "name": "marketplace", "data": {"recipe": "marketplace"}, "split": {"kind": "time"}, "baseline": "ids_only",
+        "arms": {n: {} for n in lift["arms"]}, "decision": {"minimum_effect": .02, "guardrails": [
+            {"metric": "engagement", "better": "higher", "tolerated": .02},
+            {"metric": "latency_ms", "better": "lower", "limit": 50}]}})
+    for name, latency in (("hashed", 2.0), ("minilm", 12.5), ("smollm2", 80.0)):
+        lift["arms"][name]["latency_ms"] = latency
+    goals = {n: GoalTest(a["lift"]["estimate"], .016, p, 12_034, "confirmatory")
+             for (n, a), p in zip(list(lift["arms"].items())[1:], (.26, 1e-5, 1e-5), strict=True)}
+    lift |= {"healthy": True, "minimum_effect": .02, **policy_words(config, 3)}
+    lift["decision"] = {**decide(lift, goals, config), "registered": "2026-11-23T21:00:00+00:00", "looks": 1}
+    return lift
+
+
 def broken() -> Json:
     lift = copy.deepcopy(marketplace())
     lift["health"].append({"check": "sample ratio", "ok": False, "detail": "821,588 to 815,482, p = 1.8e-06"})
@@ -81,3 +100,7 @@ def costs(lift: Json, seconds: dict[str, float] | None = None) -> list[Json]:
 
 def money(lift: Json) -> Json:
     return statement(lift, costs(lift), 1_000_000)
+
+
+def money_on_clouds(lift: Json) -> Json:
+    return {**money(lift), "clouds": cloud_costs(costs(lift), load_card("2026-11"), "aws-c6a-large")}

@@ -78,7 +78,7 @@ def test_ids_are_unique_and_every_reference_meets_one(market: Page) -> None:
                 assert wanted in ids
         for name in ("href", "xlink:href", "aria-labelledby"):
             wanted = (attributes.get(name) or "").removeprefix("#")
-            assert not wanted or wanted == "lift.json" or wanted in ids
+            assert not wanted or wanted in ("lift.json", "lift.csv") or wanted in ids
 
 
 def test_the_page_can_be_read_without_seeing_it(market: Page) -> None:
@@ -102,6 +102,39 @@ def test_the_page_says_what_the_report_says(market: Page) -> None:
                   "cheapest arm whose lift is not significantly below", "$1.92", "zero by construction",
                   "Pre-training of open/smollm2: sunk", "commit e385a0d"):
         assert words in market.text, words
+
+
+def test_the_verdict_its_rule_and_its_hash_are_on_the_page() -> None:
+    lift = samples.decided()
+    page = Page(html(lift, samples.money_on_clouds(lift)))
+    for words in ("Verdict, by the rule fixed before the results", "▲ Ship", "▼ Roll back", "◆ Not enough data",
+                  "Ship: minilm; Roll back: smollm2; Not enough data: hashed.",
+                  "The estimated lift is above the minimum effect of 2 % after adjustment", "✗ harmed", "80 ms",
+                  "engaged clicks may not fall by more than 2.0 %", "scoring time per request must stay below 50 ms",
+                  "registered 2026-11-23 21:00 UTC", lift["decision"]["sha256"], "adjusted by Holm over 3 arms",
+                  "a second look is refused", "(looks so far: 1)", "not evidence of no effect",
+                  "The grey band holds lifts smaller than the minimum effect of 2.0 %"):
+        assert words in page.text, words
+    text = html(lift, None)
+    assert text.index("health checks passed") < text.index("Verdict, by the rule") < text.index("<svg")
+    # A guardrail stands apart: it is not listed again among the other metrics.
+    assert "Engaged clicks" not in text[text.index('id="h-guard"'):text.index('id="h-money"')]
+    assert "too small to matter" in text
+    assert not [w for w in ("proves", "proven", "proof") if w in page.text.lower()]
+    lift["decision"]["registered"] = None
+    assert "nothing attests that it was fixed before" in Page(html(lift, None)).text
+
+
+def test_the_money_of_every_cloud_is_on_the_page() -> None:
+    lift = samples.decided()
+    page = Page(html(lift, samples.money_on_clouds(lift)))
+    for words in ("The same work on each cloud", "Google Cloud", "Azure", "A100-80GB (Standard_NC24ads_A100_v4)",
+                  "text-embedding-3-small", "as of 2026-11-23", "Assumed: seconds: measured once",
+                  "Left out: azure-nc40ads-h100-v5-eastus: the spot price equals the list price to the cent.",
+                  "pays today", "Break-even price"):
+        assert words in page.text, words
+    assert all(a.get("scope") in ("row", "col") for a in page.all("th"))
+    assert [t for t, _ in page.tags].count("caption") == len(page.all("table"))
 
 
 def test_health_stands_above_the_numbers_and_a_failure_greys_them_out(market: Page) -> None:
@@ -215,12 +248,16 @@ def test_a_browser_shows_the_page(tmp_path: Path) -> None:
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no chromium on this machine: the page is not opened in a browser")
-    lift = samples.marketplace()
-    render_html(lift, samples.money(lift), tmp_path / "lift.html")
+    lift = samples.decided()
+    render_html(lift, samples.money_on_clouds(lift), tmp_path / "lift.html")
     done = subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         f"--user-data-dir={tmp_path / 'profile'}",
          "--dump-dom", (tmp_path / "lift.html").as_uri()], capture_output=True, text=True, timeout=120, check=True)
     page = Page(re.sub(r"(?s)^.*?<html", "<html", done.stdout))
     assert "smollm2 is estimated to lift click-through rate by +9.4 %" in page.text
     assert len(page.all("svg")) == 4
+    for words in ("▲ Ship", "The same work on each cloud", lift["decision"]["sha256"]):
+        assert words in page.text
     assert "Refused to" not in done.stderr

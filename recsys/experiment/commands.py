@@ -1,0 +1,87 @@
+"""The verb that shows an experiment's books. Heavy libraries are imported inside: ``recsys --help`` answers at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from recsys.errors import InputError
+
+
+def ledger(
+    folder: Annotated[Path, typer.Argument(help="An experiment's folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")] = False,
+) -> None:
+    """The cost rows by arm and stage, the same work on every cloud, and the profit-and-loss statement."""
+    from recsys.contracts import open_parquet
+    from recsys.ledger import read_costs
+
+    open_parquet(folder / "costs.parquet")
+    costs = read_costs(folder / "costs.parquet").to_pylist()
+    file = folder / "report" / "statement.json"
+    if not file.is_file():
+        raise InputError("no such file", file=file, expected="a report: run recsys lift first")
+    books = json.loads(file.read_text())
+    typer.echo(json.dumps(books, indent=2) if as_json else "\n".join(text(costs, books)))
+
+
+def text(costs: Iterable[Mapping[str, Any]], books: Mapping[str, Any]) -> list[str]:
+    """The books as lines of plain text."""
+    from recsys.report.words import money
+
+    lines = ["booked: arm, stage, measured, list price x quantity [lowest spot, list]"]
+    lines += [f"{r['x_ArmId']:<16} {r['x_Stage']:<9} {_measured(r):>14}  {money(r['EffectiveCost'])}"
+              f"  [{money(r['x_CostLow'])}, {money(r['x_CostHigh'])}]  {r['ChargeDescription']}" for r in costs]
+    lines += _clouds(books.get("clouds") or {})
+    lines.append("\nstatement, per thousand impressions")
+    for name, arm in books["arms"].items():
+        net, extra = arm["net_per_mille"], arm["incremental_revenue_per_mille"]
+        lines.append(f"{name:<16} revenue of the model 0 by construction; cost "
+                     f"{money(arm['cost_per_mille']['estimate'])}; extra ad revenue {money(extra['estimate'])} "
+                     f"[{money(extra['low'])}, {money(extra['high'])}]; net {money(net['estimate'])} "
+                     f"[{money(net['low'])}, {money(net['high'])}]; {_break_even(arm)}")
+    return lines + [f"  {note}" for note in books["notes"]]
+
+
+def _measured(row: Mapping[str, Any]) -> str:
+    if row.get("x_Bytes") is not None:
+        return f"{row['x_Bytes'] / 1e6:,.2f} MB"
+    return f"{row['x_Seconds'] or 0:,.1f} s"
+
+
+def _clouds(clouds: Mapping[str, Any]) -> list[str]:
+    from recsys.report.words import money
+
+    rows = clouds.get("rows") or []
+    if not rows:
+        return []
+    lines = ["\nthe same work elsewhere: arm, stage, basis, list price [spot]"]
+    for row in rows:
+        spot = "no spot price"
+        if row["spot"] is not None:
+            spot = f"{money(row['spot']['low'])}, {money(row['spot']['high'])}"
+        lines.append(f"{row['arm']:<16} {row['stage']:<6} {row['basis']:<8} {row['provider']:<13} {row['offer']:<36} "
+                     f"{money(row['on_demand'])}  [{spot}]  {row['price_row']}, as of {row['as_of']}")
+    lines.append("the whole arm on each cloud (seconds and bytes)")
+    lines += [f"{t['arm']:<16} {t['provider']:<13} {money(t['on_demand'])}  "
+              f"[{money(t['spot']['low'])}, {money(t['spot']['high'])}]" for t in clouds["totals"]]
+    lines += [f"  assumed: {line}" for line in clouds["assumptions"]]
+    return lines + [f"  left out: {name}: {'; '.join(why)}" for name, why in clouds["left_out"].items()]
+
+
+def _break_even(arm: Mapping[str, Any]) -> str:
+    price = arm.get("break_even_price")
+    if price is None:
+        return "the baseline"
+    months = price["months"]["estimate"]
+    if months is None:
+        return "no extra revenue: no fall of prices makes it pay"
+    if months > 0:
+        return f"pays after {months:.0f} months of falling prices"
+    if price["multiple"] is None:
+        return "pays today"
+    return f"pays until prices are {price['multiple']['estimate']:.3g} times today's"
