@@ -240,10 +240,19 @@ def welch_interval(
     if min(n_a, n_b) < 2:
         raise InputError("too few units", got=(n_a, n_b), expected="at least two in each sample")
     mean_a, mean_b = sum_a / n_a, sum_b / n_b
+    variance_a = (squares_a - n_a * mean_a**2) / (n_a - 1)
+    variance_b = (squares_b - n_b * mean_b**2) / (n_b - 1)
+    return welch_means(mean_a, variance_a, n_a, mean_b, variance_b, n_b, confidence, relative)
+
+
+def welch_means(
+    mean_a: float, variance_a: float, n_a: int, mean_b: float, variance_b: float, n_b: int,
+    confidence: float = 0.95, relative: bool = True,
+) -> Interval:
+    """:func:`welch_interval` from each sample's mean and variance per unit (of a ratio: by the delta method)."""
     if relative and mean_a <= 0:
         raise Refused(f"the baseline's mean is {mean_a:.4g}: a relative difference from it means nothing")
-    error_a = (squares_a - n_a * mean_a**2) / (n_a - 1) / n_a
-    error_b = (squares_b - n_b * mean_b**2) / (n_b - 1) / n_b
+    error_a, error_b = variance_a / n_a, variance_b / n_b
     spread = error_a + error_b
     df = spread**2 / (error_a**2 / (n_a - 1) + error_b**2 / (n_b - 1)) if spread > 0 else n_a + n_b - 2.0
     if relative:
