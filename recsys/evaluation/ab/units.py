@@ -138,7 +138,8 @@ def _aggregate(data: ds.Dataset, files: list[Path], arm: str, unit: str, sums: l
                fixed: list[str]) -> pa.Table:
     strict = pc.ScalarAggregateOptions(skip_nulls=False)  # a null makes its unit's sum null, which is looked for
     wanted = [(c, "sum") for c in sums] + [(c, end) for c in fixed for end in ("min", "max")]
-    how: list[Any] = [(c, f"hash_{f}", strict, f"{f} {c}") for c, f in wanted] + [([], "hash_count_all", None, f"count {ROWS}")]
+    how: list[Any] = [(c, f"hash_{f}", strict, f"{f} {c}") for c, f in wanted]
+    how.append(([], "hash_count_all", None, f"count {ROWS}"))
     read = acero.ScanNodeOptions(data, columns={n: ds.field(n) for n in (arm, unit, *sums, *fixed)},
                                  batch_readahead=4, fragment_readahead=1)
     plan = acero.Declaration.from_sequence([acero.Declaration("scan", read), acero.Declaration(
