@@ -21,11 +21,12 @@ from scipy.special import stdtr, stdtrit
 from recsys.errors import InputError, Refused
 
 Floats = NDArray[np.float64]
-Method = Literal["t", "bootstrap", "t+bootstrap", "betting"]
+Method = Literal["t", "bootstrap", "t+bootstrap", "el", "betting"]
 
 MIN_ESS, MIN_CLUSTERS = 30.0, 10
 EXPLORATORY_ESS, EXPLORATORY_CLICKS, EXPLORATORY_CLUSTERS = 1_000.0, 100.0, 100
 FULL_ESS, FINE_TOP_SHARE = 10_000.0, 0.25
+FEW_CLICKS, FULL_CLICKS = 30.0, 200.0  # where the effective sample size is full: el between them, t above
 
 
 @dataclass(frozen=True)
@@ -190,9 +191,12 @@ def choose_interval(ess: float, effective_clicks: float, clusters: int, top_shar
             "the logging one"
         )
     facts = f"effective sample size {ess:,.0f}, effective clicks {effective_clicks:,.0f}, clusters {clusters:,}"
+    fine = ess >= FULL_ESS and top_share <= FINE_TOP_SHARE and clusters >= EXPLORATORY_CLUSTERS
+    if fine and FEW_CLICKS <= effective_clicks < FULL_CLICKS:
+        return Choice("el", "exploratory" if effective_clicks < EXPLORATORY_CLICKS else "confirmatory", facts)
     if ess < EXPLORATORY_ESS or effective_clicks < EXPLORATORY_CLICKS or clusters < EXPLORATORY_CLUSTERS:
         return Choice("betting", "exploratory", facts)
-    if ess >= FULL_ESS and top_share <= FINE_TOP_SHARE:
+    if fine:
         return Choice("t", "confirmatory", facts)
     return Choice("t+bootstrap", "confirmatory", facts)
 
@@ -203,9 +207,12 @@ def interval(
 ) -> Interval:
     """The interval of the chosen method around ``sums.ratio``, labelled as chosen."""
     from recsys.evaluation.betting import betting_interval
+    from recsys.evaluation.likelihood import empirical_likelihood
 
     if choice.method == "betting":
         made = betting_interval(sums, confidence, seed=seed)
+    elif choice.method == "el":
+        made = empirical_likelihood(sums, confidence, null)
     elif choice.method == "bootstrap":
         made = bootstrap_interval(sums, confidence, draws, seed, null)
     else:
