@@ -64,7 +64,10 @@ def main() -> None:
         print(split, {k: f"{v:+.2%}" for k, v in rows[-1].items()}, flush=True)
     values = {name: np.array([r[name] for r in rows]) for name in rows[0]}
     pairs = {f"{a} - {b}": summary(values[a] - values[b]) for a, b in combinations(values, 2)}
+    # How much of what there is to gain; the oracle chooses on half the viewers and is read on the other half.
+    headroom = {n: summary(v / values["oracle"]) for n, v in values.items() if n != "oracle"}
     print(save("upworthy_splits", {"splits": args.splits, "test_share": args.test_share,
+                                   "share_of_headroom_captured": headroom,
                                    "lift_over_uniform": {n: summary(v) for n, v in values.items()},
                                    "paired_difference": pairs}))
 

@@ -13,6 +13,7 @@ _WHERE = {
     "intervals": ("Interval", "bootstrap_interval", "choose_interval", "cluster_sums", "t_interval", "welch_interval"),
     "betting": ("betting_interval", "betting_mean", "empirical_bernstein"),
     "likelihood": ("empirical_likelihood",),
+    "uplift": ("qini_curve", "uplift_at", "uplift_curve", "uplift_report"),
     "health": ("srm", "srm_of_groups"),
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}

@@ -218,7 +218,7 @@ def _adjust(metrics: dict[str, Any], plan: Plan) -> None:
         raise Refused("; ".join(dict.fromkeys(
             line["refused"] for m in metrics.values() for line in m["variants"].values())))
     p_values = np.array([line["p_value"] for line in lines])
-    if plan.multiplicity != "none":
+    if plan.multiplicity != "none" and len(lines) > 1:
         p_values = multipletests(p_values, plan.alpha, "holm" if plan.multiplicity == "holm" else "fdr_bh")[1]
     for line, p in zip(lines, p_values, strict=True):
         line |= {"p_adjusted": float(p), "significant": bool(p <= plan.alpha)}
