@@ -191,12 +191,12 @@ def choose_interval(ess: float, effective_clicks: float, clusters: int, top_shar
             "the logging one"
         )
     facts = f"effective sample size {ess:,.0f}, effective clicks {effective_clicks:,.0f}, clusters {clusters:,}"
-    fine = ess >= FULL_ESS and top_share <= FINE_TOP_SHARE and clusters >= EXPLORATORY_CLUSTERS
-    if fine and FEW_CLICKS <= effective_clicks < FULL_CLICKS:
+    full = ess >= FULL_ESS and clusters >= EXPLORATORY_CLUSTERS
+    if full and FEW_CLICKS <= effective_clicks < FULL_CLICKS:
         return Choice("el", "exploratory" if effective_clicks < EXPLORATORY_CLICKS else "confirmatory", facts)
     if ess < EXPLORATORY_ESS or effective_clicks < EXPLORATORY_CLICKS or clusters < EXPLORATORY_CLUSTERS:
         return Choice("betting", "exploratory", facts)
-    if fine:
+    if full and top_share <= FINE_TOP_SHARE:
         return Choice("t", "confirmatory", facts)
     return Choice("t+bootstrap", "confirmatory", facts)
 

@@ -74,7 +74,7 @@ def test_choice_follows_the_rule():
         "el", "confirmatory", "effective sample size 20,000, effective clicks 150, clusters 4,000")
     few = intervals.choose_interval(20_000, 40, 4000)
     assert (few.method, few.label) == ("el", "exploratory")
-    assert intervals.choose_interval(20_000, 150, 4000, 0.6).method == "t+bootstrap"
+    assert intervals.choose_interval(20_000, 150, 4000, 0.6).method == "el"
     for ess, clicks, clusters in ((500, 300, 4000), (20_000, 20, 4000), (9_000, 90, 4000), (20_000, 900, 40)):
         choice = intervals.choose_interval(ess, clicks, clusters)
         assert (choice.method, choice.label) == ("betting", "exploratory")

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 from scipy.stats import beta
-from statsmodels.stats.multitest import multipletests
 
 from recsys.errors import InputError, Refused
 from recsys.evaluation import health
@@ -219,6 +218,8 @@ def _adjust(metrics: dict[str, Any], plan: Plan) -> None:
             line["refused"] for m in metrics.values() for line in m["variants"].values())))
     p_values = np.array([line["p_value"] for line in lines])
     if plan.multiplicity != "none" and len(lines) > 1:
+        from statsmodels.stats.multitest import multipletests  # brings pandas, half a second
+
         p_values = multipletests(p_values, plan.alpha, "holm" if plan.multiplicity == "holm" else "fdr_bh")[1]
     for line, p in zip(lines, p_values, strict=True):
         line |= {"p_adjusted": float(p), "significant": bool(p <= plan.alpha)}

@@ -141,7 +141,7 @@ def _aggregate(data: ds.Dataset, files: list[Path], arm: str, unit: str, sums: l
     how: list[Any] = [(c, f"hash_{f}", strict, f"{f} {c}") for c, f in wanted]
     how.append(([], "hash_count_all", None, f"count {ROWS}"))
     read = acero.ScanNodeOptions(data, columns={n: ds.field(n) for n in (arm, unit, *sums, *fixed)},
-                                 batch_readahead=4, fragment_readahead=1)
+                                 fragment_readahead=1)
     plan = acero.Declaration.from_sequence([acero.Declaration("scan", read), acero.Declaration(
         "aggregate", acero.AggregateNodeOptions(how, keys=[unit, arm]))])
     try:
