@@ -13,7 +13,8 @@ from typing import Any
 from recsys.stage import write_json
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "faiss-cpu", "pyarrow", "numpy", "scikit-learn", "transformers")
+PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "faiss-cpu", "pyarrow", "numpy", "scipy", "scikit-learn",
+            "statsmodels", "tea-tasting", "transformers")
 
 
 def machine() -> dict[str, Any]:

@@ -1,32 +1,36 @@
-"""How often do nominal 95 % intervals of a relative lift cover the truth?
+"""How often do nominal 95 % intervals cover the truth? Of one policy's value, and of the relative lift of two.
 
-    python benchmarks/interval_coverage.py [--replications 300] [--draws 300] [--out FILE]
+    python benchmarks/interval_coverage.py [--replications 400] [--lift-replications 150] [--draws 300]
 
-Simulates clustered off-policy logs (users with their own taste for a set of contexts and their own click
-propensity), evaluates two softmax policies by doubly robust estimation with a noisy outcome model, and intervals
-their relative lift by every method. The truth is known exactly. What docs/decisions/0005-intervals.md says about
-coverage comes from here.
+Values: the importance-weighted (IPS) click rate of a target policy over 40 ads, base click rate 0.4 %, logged
+uniformly or with poor overlap; a row's value lies between 0 and the largest weight, which is known. Lifts: clustered
+logs (users with their own taste and click propensity), two softmax policies by doubly robust estimation with a noisy
+outcome model. The truth is known exactly. Writes benchmarks/results/interval_coverage.json, whose ``certificate`` is
+the hash of its cells; docs/decisions/0005 and 0013 say what follows from it.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import save
 
-from recsys import __version__
 from recsys.errors import Refused
 from recsys.evaluation import intervals
-from recsys.evaluation.betting import betting_interval
+from recsys.evaluation.betting import betting_interval, betting_mean, empirical_bernstein
+from recsys.evaluation.likelihood import empirical_likelihood
 from recsys.evaluation.offpolicy import effective
-from recsys.stage import write_json
+from recsys.stage import sha256_json
 
 CONTEXTS, CANDIDATES = 200, 10
+ADS, BASE, NOMINAL = 40, 0.004, 0.95
+SAFE = ("betting", "empirical_bernstein", "default")
+VALUE_CELLS = (("uniform", 2_000), ("uniform", 10_000), ("uniform", 50_000), ("uniform", 100_000),
+               ("uniform", 200_000), ("poor", 2_000), ("poor", 10_000), ("poor", 50_000), ("poor", 200_000))
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ def measure(regime: Regime, replications: int, draws: int, seed: int) -> dict[st
         except Refused:  # too few clicks to compare with: the method gives no answer
             boot = intervals.Interval(sums.ratio, -np.inf, np.inf)
         made = {"t": t, "bootstrap": boot, "t+bootstrap": intervals.wider_of(t, boot),
-                "betting": betting_interval(sums, seed=replication)}
+                "el": empirical_likelihood(sums), "betting": betting_interval(sums, seed=replication)}
         made["published"] = made[choice.method]
         chosen[choice.method] = chosen.get(choice.method, 0) + 1
         for name, one in made.items():
@@ -122,31 +126,101 @@ def measure(regime: Regime, replications: int, draws: int, seed: int) -> dict[st
                              for name, w in width.items()}}
 
 
+class ValueWorld:
+    """Contexts x 40 ads, a target policy, and a logging policy that is uniform or shies from what the target likes."""
+
+    def __init__(self, logging: str, seed: int = 1) -> None:
+        rng = np.random.default_rng(seed)
+        shape = (CONTEXTS, ADS)
+        taste, noise = rng.normal(0, 1, shape), rng.normal(0, 1, shape)
+        self.rate = BASE * np.exp(0.5 * taste - 0.125)
+        self.target = World._softmax(1.3 * (0.6 * taste + 0.8 * noise))
+        uniform = np.full(shape, 1 / ADS)
+        self.logging = uniform if logging == "uniform" else World._softmax(-0.55 * np.log(self.target), floor=0.1)
+        self.weight = self.target / self.logging
+        self.value = float((self.target * self.rate).sum(axis=1).mean())
+        # One increasing sequence over all contexts: a draw of (context, ad) is one binary search.
+        self.cumulative = (np.cumsum(self.logging, axis=1) / self.logging.sum(axis=1, keepdims=True)
+                           + np.arange(CONTEXTS)[:, None]).ravel()
+
+    def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Weights and clicks of n rows."""
+        at = np.minimum(np.searchsorted(self.cumulative, rng.random(n) * CONTEXTS), CONTEXTS * ADS - 1)
+        return self.weight.ravel()[at], rng.random(n) < self.rate.ravel()[at]
+
+
+def measure_value(logging: str, n: int, replications: int, draws: int) -> dict[str, Any]:
+    """Coverage and median width (over the truth) of every method on independent logs of one cell."""
+    world = ValueWorld(logging)
+    bound = float(world.weight.max())
+    made: dict[str, list[intervals.Interval]] = {}
+    chosen: dict[str, int] = {}
+    facts = []
+    for replication in range(replications):
+        rng = np.random.default_rng([n, replication])
+        weight, click = world.draw(n, rng)
+        value = weight * click
+        sums = intervals.ClusterSums(value, np.ones(n))
+        top = float(np.sort(weight)[-n // 100:].sum() / weight.sum())
+        facts.append((effective(weight), effective(value), top))
+        one = {"t": intervals.t_interval(sums), "bootstrap": bootstrap_of_rare(value, draws, rng),
+               "el_chi2": empirical_likelihood(sums, calibrated=False), "el": empirical_likelihood(sums),
+               "betting": betting_mean(value, 0, bound, seed=replication),
+               "empirical_bernstein": empirical_bernstein(value, 0, bound)}
+        try:
+            method: str = intervals.choose_interval(*facts[-1][:2], n, top).method
+            one["default"] = (intervals.wider_of(one["t"], one["bootstrap"]) if method == "t+bootstrap"
+                              else one[method])
+        except Refused:
+            method = "refused"
+        chosen[method] = chosen.get(method, 0) + 1
+        for name, interval in one.items():
+            made.setdefault(name, []).append(interval)
+    middle = np.median(facts, axis=0)
+    coverage = {m: float(np.mean([i.low <= world.value <= i.high for i in found])) for m, found in made.items()}
+    width = {m: float(np.median([i.high - i.low for i in found])) / world.value for m, found in made.items()}
+    error = {m: float(np.sqrt(NOMINAL * (1 - NOMINAL) / len(found))) for m, found in made.items()}
+    return {"logging": logging, "n": n, "ess": middle[0], "effective_clicks": middle[1],
+            "top_1_percent_weight_share": middle[2], "largest_weight": bound, "truth": world.value,
+            "default_method": chosen, "coverage": coverage, "median_width_over_truth": width,
+            "safe_methods_cover": all(coverage[m] >= NOMINAL - 2 * error[m] for m in SAFE if m in coverage),
+            "betting_at_most_bernstein": width["betting"] <= width["empirical_bernstein"],
+            "default_narrower_than_betting": 1 - width["default"] / width["betting"] if "default" in width else None}
+
+
+def bootstrap_of_rare(value: np.ndarray, draws: int, rng: np.random.Generator) -> intervals.Interval:
+    """The percentile bootstrap of a mean, drawn over distinct values: the same law, without drawing every zero."""
+    distinct, counts = np.unique(value, return_counts=True)
+    means = rng.multinomial(len(value), counts / len(value), draws) @ distinct / len(value)
+    low, high = np.quantile(means, [0.5 - NOMINAL / 2, 0.5 + NOMINAL / 2])
+    return intervals.Interval(float(value.mean()), float(low), float(high), method="bootstrap")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--replications", type=int, default=300)
+    parser.add_argument("--replications", type=int, default=400, help="logs per cell of the values")
+    parser.add_argument("--lift-replications", type=int, default=150, help="logs per cell of the lifts")
     parser.add_argument("--draws", type=int, default=300, help="bootstrap draws")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/interval_coverage.json"))
     options = parser.parse_args()
-    started, table = time.perf_counter(), []
-    print(f"{'users':>6} {'ESS':>7} {'clicks':>7} | coverage: t  boot  t+boot  betting | width t, betting | published")
+    started, values, lifts = time.perf_counter(), [], []
+    for logging, n in VALUE_CELLS:
+        line = measure_value(logging, n, options.replications, options.draws)
+        values.append(line)
+        print(f"{logging:<8}{n:>7} ESS {line['ess']:>6.0f} clicks {line['effective_clicks']:>4.0f} | "
+              + "  ".join(f"{m} {c:.3f} ({line['median_width_over_truth'][m]:.2f})"
+                          for m, c in line["coverage"].items()) + f" | {line['default_method']}", flush=True)
     for at, regime in enumerate(REGIMES):
-        line = measure(regime, options.replications, options.draws, seed=at)
-        table.append(line)
-        c, w = line["coverage"], {k: np.inf if v is None else v for k, v in line["median_width"].items()}
-        print(f"{regime.users:>6} {line['ess']:>7.0f} {line['effective_clicks']:>7.0f} | {c['t']:.3f} "
-              f"{c['bootstrap']:.3f} {c['t+bootstrap']:.3f} {c['betting']:.3f} | {w['t']:.3f} {w['betting']:.3f} | "
-              f"{c['published']:.3f} {line['published_method']}", flush=True)
-    write_json(options.out, {
-        "what": "coverage of nominal 95 % intervals of a relative lift, clustered off-policy logs, doubly robust",
-        "command": "python benchmarks/interval_coverage.py "
-                   f"--replications {options.replications} --draws {options.draws}",
-        "replications": options.replications,
+        line = measure(regime, options.lift_replications, options.draws, seed=at)
+        lifts.append(line)
+        c, w = line["coverage"], line["median_width"]
+        print(f"{regime.users:>6} users, ESS {line['ess']:>6.0f} clicks {line['effective_clicks']:>4.0f} | "
+              + "  ".join(f"{m} {c[m]:.3f} ({np.inf if w[m] is None else w[m]:.2f})" for m in c)
+              + f" | {line['published_method']}", flush=True)
+    print(save("interval_coverage", {
+        "what": "coverage of nominal 95 % intervals; width: median", "certificate": sha256_json([values, lifts]),
+        "replications": options.replications, "lift_replications": options.lift_replications,
         "bootstrap_draws": options.draws, "seconds": round(time.perf_counter() - started, 1),
-        "machine": f"{platform.machine()}, {platform.system()}",
-        "versions": {"recsys": __version__, "numpy": np.__version__, "python": platform.python_version()},
-        "regimes": table,
-    })
+        "values": values, "lifts": lifts}))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import typer
 
 from recsys import __version__
 from recsys.errors import InputError, RecsysError
+from recsys.evaluation.ab.commands import ab, power
 from recsys.experiment.commands import ledger
 from recsys.log import log, setup_logging
 from recsys.serving.commands import score, serve
@@ -231,6 +232,8 @@ def doctor(as_json: _Json = False) -> None:
 
 
 app.command("ledger")(ledger)
+app.command("ab")(ab)
+app.command("power")(power)
 app.command("score")(score)
 app.command("serve")(serve)
 

@@ -12,6 +12,8 @@ _WHERE = {
     "randomized": ("oracle_lift", "picked", "read_tests", "value_per_test"),
     "intervals": ("Interval", "bootstrap_interval", "choose_interval", "cluster_sums", "t_interval", "welch_interval"),
     "betting": ("betting_interval", "betting_mean", "empirical_bernstein"),
+    "likelihood": ("empirical_likelihood",),
+    "uplift": ("qini_curve", "uplift_at", "uplift_curve", "uplift_report"),
     "health": ("srm", "srm_of_groups"),
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}

@@ -47,22 +47,19 @@ def empirical_bernstein(x: ArrayLike, low: float, high: float, confidence: float
     return Interval(mean, max(low, mean - float(half)), min(high, mean + float(half)), method="empirical_bernstein")
 
 
-def betting_mean(
-    x: ArrayLike, low: float, high: float, confidence: float = 0.95, grid: int = 1000, seed: int = 0
-) -> Interval:
+def betting_mean(x: ArrayLike, low: float, high: float, confidence: float = 0.95, seed: int = 0) -> Interval:
     """Hedged-capital betting interval of the mean of independent values in [low, high].
 
     For each candidate mean m (values and m scaled to [0, 1]) two gamblers bet the predictable amounts
     l_t = sqrt(2 ln(2/a) / (n s^2_{t-1})), capped at CAP/m and CAP/(1-m), that the mean is above and below m;
-    m is kept while half of either gambler's wealth never reached 1/a. Values are taken in a random order
-    fixed by ``seed``, as the bets depend on it.
+    m is kept while half of either gambler's wealth never reached 1/a. Either wealth is monotone in m, so the ends
+    are found by halving. Values are taken in a random order fixed by ``seed``, as the bets depend on it.
 
     Args:
         x: float[n].
         low: known lower bound of a value.
         high: known upper bound of a value.
         confidence: guaranteed coverage.
-        grid: candidate means.
         seed: of the order.
 
     References:
@@ -70,29 +67,25 @@ def betting_mean(
     """
     values = _bounded(x, low, high)
     u = np.random.default_rng(seed).permutation((values - low) / (high - low))
-    n, alpha = len(u), 1 - confidence
+    n, alpha, mean = len(u), 1 - confidence, float(u.mean())
     steps = np.arange(1, n + 1)
     running_mean = (0.5 + np.cumsum(u)) / (steps + 1)
     running_var = (0.25 + np.cumsum((u - running_mean) ** 2)) / (steps + 1)
     stake = np.sqrt(2 * np.log(2 / alpha) / (n * np.concatenate([[0.25], running_var[:-1]])))
-    kept = _kept(np.linspace(0, 1, grid + 1), u, stake, alpha)
-    # One grid step outward on each side: the truth may lie between the last refused and the first kept value.
-    at_low, at_high = max(0.0, kept[0] - 1 / grid), min(1.0, kept[1] + 1 / grid)
+    # The mean above m is the mean of 1 - u below 1 - m: one search serves both ends.
+    at_low = _refused_below(u, stake, alpha, mean)
+    at_high = 1 - _refused_below(1 - u, stake, alpha, 1 - mean)
     return Interval(float(values.mean()), low + (high - low) * at_low, low + (high - low) * at_high, method="betting")
 
 
-def _kept(means: Floats, u: Floats, stake: Floats, alpha: float) -> tuple[float, float]:
-    kept = np.zeros(len(means), dtype=bool)
-    block = max(1, 2_000_000 // len(u))
-    for at in range(0, len(means), block):
-        m = means[at:at + block, None]
-        with np.errstate(divide="ignore"):
-            up = np.minimum(stake, CAP / m)
-            down = np.minimum(stake, CAP / (1 - m))
-        wealth = np.maximum(_peak(np.log1p(up * (u - m))), _peak(np.log1p(-down * (u - m))))
-        kept[at:at + block] = wealth + np.log(0.5) < np.log(1 / alpha)
-    inside = means[kept] if kept.any() else np.array([u.mean()])
-    return float(min(inside[0], u.mean())), float(max(inside[-1], u.mean()))
+def _refused_below(u: Floats, stake: Floats, alpha: float, mean: float) -> float:
+    """The largest m below the mean (to 2^-36 of it) that the gambler on a higher mean has refused; 0 if none."""
+    refused, kept = 0.0, mean
+    while kept - refused > 2.0**-36 * mean:
+        m = (refused + kept) / 2
+        wealth = np.cumsum(np.log1p(np.minimum(stake, CAP / m) * (u - m))).max()
+        refused, kept = (m, kept) if wealth >= np.log(2 / alpha) else (refused, m)
+    return refused
 
 
 def _peak(log_returns: Floats) -> Floats:

@@ -21,11 +21,12 @@ from scipy.special import stdtr, stdtrit
 from recsys.errors import InputError, Refused
 
 Floats = NDArray[np.float64]
-Method = Literal["t", "bootstrap", "t+bootstrap", "betting"]
+Method = Literal["t", "bootstrap", "t+bootstrap", "el", "betting"]
 
 MIN_ESS, MIN_CLUSTERS = 30.0, 10
 EXPLORATORY_ESS, EXPLORATORY_CLICKS, EXPLORATORY_CLUSTERS = 1_000.0, 100.0, 100
 FULL_ESS, FINE_TOP_SHARE = 10_000.0, 0.25
+FEW_CLICKS, FULL_CLICKS = 30.0, 200.0  # where the effective sample size is full: el between them, t above
 
 
 @dataclass(frozen=True)
@@ -190,9 +191,12 @@ def choose_interval(ess: float, effective_clicks: float, clusters: int, top_shar
             "the logging one"
         )
     facts = f"effective sample size {ess:,.0f}, effective clicks {effective_clicks:,.0f}, clusters {clusters:,}"
+    full = ess >= FULL_ESS and clusters >= EXPLORATORY_CLUSTERS
+    if full and FEW_CLICKS <= effective_clicks < FULL_CLICKS:
+        return Choice("el", "exploratory" if effective_clicks < EXPLORATORY_CLICKS else "confirmatory", facts)
     if ess < EXPLORATORY_ESS or effective_clicks < EXPLORATORY_CLICKS or clusters < EXPLORATORY_CLUSTERS:
         return Choice("betting", "exploratory", facts)
-    if ess >= FULL_ESS and top_share <= FINE_TOP_SHARE:
+    if full and top_share <= FINE_TOP_SHARE:
         return Choice("t", "confirmatory", facts)
     return Choice("t+bootstrap", "confirmatory", facts)
 
@@ -203,9 +207,12 @@ def interval(
 ) -> Interval:
     """The interval of the chosen method around ``sums.ratio``, labelled as chosen."""
     from recsys.evaluation.betting import betting_interval
+    from recsys.evaluation.likelihood import empirical_likelihood
 
     if choice.method == "betting":
         made = betting_interval(sums, confidence, seed=seed)
+    elif choice.method == "el":
+        made = empirical_likelihood(sums, confidence, null)
     elif choice.method == "bootstrap":
         made = bootstrap_interval(sums, confidence, draws, seed, null)
     else:
@@ -240,10 +247,19 @@ def welch_interval(
     if min(n_a, n_b) < 2:
         raise InputError("too few units", got=(n_a, n_b), expected="at least two in each sample")
     mean_a, mean_b = sum_a / n_a, sum_b / n_b
+    variance_a = (squares_a - n_a * mean_a**2) / (n_a - 1)
+    variance_b = (squares_b - n_b * mean_b**2) / (n_b - 1)
+    return welch_means(mean_a, variance_a, n_a, mean_b, variance_b, n_b, confidence, relative)
+
+
+def welch_means(
+    mean_a: float, variance_a: float, n_a: int, mean_b: float, variance_b: float, n_b: int,
+    confidence: float = 0.95, relative: bool = True,
+) -> Interval:
+    """:func:`welch_interval` from each sample's mean and variance per unit (of a ratio: by the delta method)."""
     if relative and mean_a <= 0:
         raise Refused(f"the baseline's mean is {mean_a:.4g}: a relative difference from it means nothing")
-    error_a = (squares_a - n_a * mean_a**2) / (n_a - 1) / n_a
-    error_b = (squares_b - n_b * mean_b**2) / (n_b - 1) / n_b
+    error_a, error_b = variance_a / n_a, variance_b / n_b
     spread = error_a + error_b
     df = spread**2 / (error_a**2 / (n_a - 1) + error_b**2 / (n_b - 1)) if spread > 0 else n_a + n_b - 2.0
     if relative:

@@ -70,7 +70,12 @@ def test_choice_follows_the_rule():
     assert intervals.choose_interval(20_000, 900, 4000, 0.05).method == "t"
     assert intervals.choose_interval(20_000, 900, 4000, 0.6).method == "t+bootstrap"  # heavy tail of weights
     assert intervals.choose_interval(5_000, 300, 4000).method == "t+bootstrap"
-    for ess, clicks, clusters in ((500, 300, 4000), (20_000, 40, 4000), (20_000, 900, 40)):
+    assert intervals.choose_interval(20_000, 150, 4000) == intervals.Choice(
+        "el", "confirmatory", "effective sample size 20,000, effective clicks 150, clusters 4,000")
+    few = intervals.choose_interval(20_000, 40, 4000)
+    assert (few.method, few.label) == ("el", "exploratory")
+    assert intervals.choose_interval(20_000, 150, 4000, 0.6).method == "el"
+    for ess, clicks, clusters in ((500, 300, 4000), (20_000, 20, 4000), (9_000, 90, 4000), (20_000, 900, 40)):
         choice = intervals.choose_interval(ess, clicks, clusters)
         assert (choice.method, choice.label) == ("betting", "exploratory")
 
@@ -92,7 +97,7 @@ def test_betting_mean_covers_where_the_normal_interval_does_not():
     """200 samples of 60 draws at 3 %: Wald covers about 83 %, betting its nominal 95 %."""
     rng = np.random.default_rng(3)
     samples = (rng.random((200, 60)) < 0.03).astype(float)
-    bets = [betting_mean(x, 0, 1, grid=200) for x in samples]
+    bets = [betting_mean(x, 0, 1) for x in samples]
     covered = np.mean([b.low <= 0.03 <= b.high for b in bets])
     half = 1.96 * samples.std(axis=1, ddof=1) / np.sqrt(60)
     wald = np.mean(np.abs(samples.mean(axis=1) - 0.03) <= half)
@@ -105,6 +110,8 @@ def test_betting_mean_is_tighter_than_bernstein_and_wider_than_t():
     bet, bernstein = betting_mean(x, 0, 1), empirical_bernstein(x, 0, 1)
     t = intervals.t_interval(intervals.cluster_sums(x, 1.0, np.arange(2000)))
     widths = [i.high - i.low for i in (t, bet, bernstein)]
+    again = betting_mean(1 - x, 0, 1)
+    assert (1 - again.high, 1 - again.low) == pytest.approx((bet.low, bet.high), abs=1e-9)  # both ends by one rule
     assert widths == sorted(widths)
     assert bet.low <= 0.2 <= bet.high
 

@@ -1,0 +1,258 @@
+"""A randomised experiment, analysed by a plan that was fixed before: health first, then lifts, or a refusal."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+from scipy.stats import beta
+
+from recsys.errors import InputError, Refused
+from recsys.evaluation import health
+from recsys.evaluation.ab.contrast import TUNING, Contrast, aggregates, compare
+from recsys.evaluation.ab.units import Metric, Units, parquet_files
+from recsys.evaluation.intervals import Floats, choose_interval
+
+CROSSED_SHARE = 0.01  # of units in several arms, above which the randomisation is not by unit
+PRE_PERIOD_ALPHA = 1e-3
+UNIT_ROWS = 2_000_000  # rows in which the unit of analysis is checked
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is decided before results exist.
+
+    Attributes:
+        baseline: name of the arm that the others are compared with.
+        alpha: 1 - coverage of each interval, and level of the adjusted p-values.
+        looks: how often results are looked at before the decision.
+        method: ``fixed`` (one look), ``sequential`` (always-valid), or None: by ``looks``.
+        multiplicity: over all variants and metrics: ``holm`` (family-wise), ``bh`` (false discoveries) or ``none``.
+        tuning: units at which sequential intervals are tightest.
+        winsorise: quantile of the units' numerators, all arms together, above which they are cut; None cuts none.
+        shares: planned share of each arm; None means equal ones.
+    """
+
+    baseline: str
+    alpha: float = 0.05
+    looks: int = 1
+    method: Literal["fixed", "sequential"] | None = None
+    multiplicity: Literal["holm", "bh", "none"] = "holm"
+    tuning: float = TUNING
+    winsorise: float | None = None
+    shares: dict[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        for name, ok, expected in (
+            ("alpha", 0 < self.alpha < 0.5, "between 0 and 0.5"), ("looks", self.looks >= 1, "at least 1"),
+            ("method", self.method in (None, "fixed", "sequential"), "fixed or sequential"),
+            ("multiplicity", self.multiplicity in ("holm", "bh", "none"), "holm, bh or none"),
+            ("tuning", self.tuning > 0, "units > 0"),
+            ("winsorise", self.winsorise is None or 0.5 < self.winsorise < 1, "a quantile between 0.5 and 1"),
+        ):
+            if not ok:
+                raise InputError("setting not allowed", file="plan", column=name, got=getattr(self, name),
+                                 expected=expected)
+
+    @property
+    def sequential(self) -> bool:
+        """Whether intervals hold at every look.
+
+        Raises:
+            Refused: several looks at a p-value that is made for one.
+        """
+        if self.method == "fixed" and self.looks > 1:
+            raise Refused(f"a fixed-horizon p-value looked at {self.looks} times finds differences that are not there "
+                          "far more often than alpha says; use the always-valid one (method sequential), or look once")
+        return self.looks > 1 if self.method is None else self.method == "sequential"
+
+
+def analyse(units: Units, metrics: list[Metric], plan: Plan, unit: str = "unit",
+            checks: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """Every variant against the baseline on every metric.
+
+    Args:
+        units: one line per randomised unit (:func:`recsys.evaluation.ab.read_units`).
+        metrics: those with a covariate are decided on their CUPED-adjusted comparison, the raw one stands beside.
+        plan: baseline, level and policies.
+        unit: name of the unit, for the report.
+        checks: further health lines, such as :func:`check_unit`'s.
+
+    Returns:
+        Plain values: ``plan``, ``unit``, ``rows``, ``arms`` (units), ``health``, ``healthy`` and, where healthy,
+        ``metrics``: name -> ``variants``: arm -> numerators, denominators, ``raw`` and ``cuped`` comparisons,
+        ``p_value``, ``p_adjusted``, ``significant``, ``label``. An unhealthy experiment has ``refused`` instead.
+
+    Raises:
+        InputError: the baseline or a share names no arm.
+        Refused: a fixed-horizon p-value at several looks; no metric can be compared.
+    """
+    sequential = plan.sequential
+    if plan.baseline not in units.arms:
+        raise InputError("no such arm", file="--baseline", got=plan.baseline,
+                         expected="one of " + ", ".join(units.arms))
+    if len(units.arms) < 2:
+        raise InputError("one arm only", file="--arm", got=units.arms, expected="a baseline and at least one variant")
+    lines = [*_allocation(units, plan), *(checks or []), *_pre_period(units, metrics)]
+    result: dict[str, Any] = {
+        "plan": {**asdict(plan), "method": "sequential" if sequential else "fixed"}, "unit": unit, "rows": units.rows,
+        "arms": dict(zip(units.arms, units.counts.tolist(), strict=True)), "health": lines,
+        "healthy": all(line["ok"] for line in lines)}
+    if not result["healthy"]:
+        reasons = "; ".join(f"{line['check']}: {line['detail']}" for line in lines if not line["ok"])
+        return result | {"refused": reasons + ". No lift is shown, because the arms are not comparable; mend the "
+                                              "assignment or the logging and run the test again"}
+    result["metrics"] = {m.name: _metric(units, m, plan, sequential) for m in metrics}
+    _adjust(result["metrics"], plan)
+    return result
+
+
+def check_unit(path: str | Path, unit: str) -> dict[str, Any]:
+    """Health line: units are not parts of something wider (a user, a story) that the log names as well.
+
+    Looks at the first two million rows.
+    """
+    data = ds.dataset([str(f) for f in parquet_files(path)], format="parquet")
+    wider = [n for n in ("user_id", "group_id") if n in data.schema.names and n != unit]
+    table = data.head(UNIT_ROWS, columns=[unit, *wider]) if wider else pa.table({unit: pa.array([], pa.string())})
+    return health.unit_of_analysis(table, unit)
+
+
+def _allocation(units: Units, plan: Plan) -> list[dict[str, Any]]:
+    if plan.shares is not None and sorted(plan.shares) != units.arms:
+        raise InputError("shares do not match the arms", file="--share", got=sorted(plan.shares),
+                         expected=", ".join(units.arms))
+    planned = None if plan.shares is None else [plan.shares[a] for a in units.arms]
+    statistic, p_value = health.srm(units.counts, planned)
+    seen = ", ".join(f"{a} {n:,}" for a, n in zip(units.arms, units.counts, strict=True))
+    total = int(units.counts.sum()) + units.crossed
+    share = units.crossed / total
+    return [health.check("sample ratio", p_value >= health.SRM_ALPHA,
+                         f"{seen} units; chi2 {statistic:.3f}, p = {p_value:.3g}"),
+            health.check("one arm per unit", share <= CROSSED_SHARE,
+                         f"{units.crossed:,} of {total:,} units were seen in several arms and are left out")]
+
+
+def _pre_period(units: Units, metrics: list[Metric]) -> list[dict[str, Any]]:
+    lines = []
+    pairs = dict.fromkeys((m.covariate, m.covariate_denominator) for m in metrics if m.covariate is not None)
+    for column, below in pairs:
+        before = Metric(str(column), below)
+        arms = [aggregates(units, a, before) for a in units.arms]
+        try:
+            p_values = [float(str(compare(arms[0], other, before).absolute.p_value)) for other in arms[1:]]
+        except Refused as reason:
+            lines.append(health.check(f"pre-period {before.name}", True, str(reason)))
+            continue
+        least = min(1.0, min(p_values) * len(p_values))
+        values = ", ".join(f"{a} {m.mean(column) / m.mean(below):.5g}" for a, m in zip(units.arms, arms, strict=True))
+        lines.append(health.check(f"pre-period {before.name}", least >= PRE_PERIOD_ALPHA,
+                                  f"{values} before the experiment, p = {least:.3g}"))
+    return lines
+
+
+def _metric(units: Units, metric: Metric, plan: Plan, sequential: bool) -> dict[str, Any]:
+    cap, cut = _cap(units, metric, plan)
+    moments = {a: aggregates(units, a, metric, cap) for a in units.arms}
+    raw = Metric(metric.numerator, metric.denominator)
+    tuning = plan.tuning if sequential else None
+    out: dict[str, Any] = {"winsorised": cut, "variants": {}}
+    for arm in units.arms:
+        if arm == plan.baseline:
+            continue
+        line: dict[str, Any] = {"numerators": {}, "denominators": {}}
+        for name in (plan.baseline, arm):
+            line["numerators"][name] = float(units.of(name, metric.numerator).sum())
+            below = units.of(name, metric.denominator) if metric.denominator else None
+            line["denominators"][name] = moments[name].count() if below is None else float(below.sum())
+        try:
+            line |= _compared(moments[plan.baseline], moments[arm], metric, raw, 1 - plan.alpha, tuning)
+            events = min(_events(units.of(a, metric.numerator)) for a in (plan.baseline, arm))
+            size = min(moments[a].count() for a in (plan.baseline, arm))
+            choice = choose_interval(size, events, size)
+            line |= {"label": choice.label, "evidence": choice.reason}
+        except Refused as reason:
+            line = {k: line[k] for k in ("numerators", "denominators")} | {"refused": str(reason)}
+        if metric.denominator is None and "refused" not in line:
+            values = [units.of(a, metric.numerator) for a in (plan.baseline, arm)]
+            if all(((v == 0) | (v == 1)).all() for v in values):
+                first, second = values
+                line["bayes"] = beta_binomial(int(first.sum()), len(first), int(second.sum()), len(second))
+        out["variants"][arm] = line
+    return out
+
+
+def _compared(control: Any, treatment: Any, metric: Metric, raw: Metric, confidence: float,
+              tuning: float | None) -> dict[str, Any]:
+    first = compare(control, treatment, raw, confidence, tuning=tuning)
+    line: dict[str, Any] = {"raw": first.as_dict()}
+    decided: Contrast = first
+    if metric.covariate is not None:
+        decided = compare(control, treatment, metric, confidence, tuning=tuning)
+        se, plain = decided.absolute.se or 0.0, first.absolute.se or 0.0
+        line["cuped"] = decided.as_dict() | {"variance_reduction": 1 - (se / plain) ** 2}
+    return line | {"decided_on": "cuped" if metric.covariate else "raw", "p_value": decided.absolute.p_value}
+
+
+def _events(values: Floats) -> float:
+    squares = float(values @ values)
+    return float(values.sum()) ** 2 / squares if squares > 0 else 0.0
+
+
+def _cap(units: Units, metric: Metric, plan: Plan) -> tuple[float | None, dict[str, float] | None]:
+    values = units.values[metric.numerator]
+    if plan.winsorise is None or bool(((values == 0) | (values == 1)).all()):
+        return None, None
+    cap = float(np.quantile(values, plan.winsorise))
+    return cap, {"cap": cap, "share_of_units": float((values > cap).mean())}
+
+
+def _adjust(metrics: dict[str, Any], plan: Plan) -> None:
+    lines = [line for m in metrics.values() for line in m["variants"].values() if "refused" not in line]
+    if not lines:
+        raise Refused("; ".join(dict.fromkeys(
+            line["refused"] for m in metrics.values() for line in m["variants"].values())))
+    p_values = np.array([line["p_value"] for line in lines])
+    if plan.multiplicity != "none" and len(lines) > 1:
+        from statsmodels.stats.multitest import multipletests  # brings pandas, half a second
+
+        p_values = multipletests(p_values, plan.alpha, "holm" if plan.multiplicity == "holm" else "fdr_bh")[1]
+    for line, p in zip(lines, p_values, strict=True):
+        line |= {"p_adjusted": float(p), "significant": bool(p <= plan.alpha)}
+
+
+def beta_binomial(successes_a: int, n_a: int, successes_b: int, n_b: int, prior: tuple[float, float] = (1.0, 1.0),
+                  credibility: float = 0.95, draws: int = 200_000, seed: int = 0) -> dict[str, float]:
+    """Two rates under independent beta priors, one trial per unit: what is the chance that b is the better one?
+
+    Args:
+        successes_a: of the baseline; ``n_a`` its units.
+        n_a: see ``successes_a``.
+        successes_b: of the variant; ``n_b`` its units.
+        n_b: see ``successes_b``.
+        prior: alpha and beta of both priors; uniform by default.
+        credibility: mass of the interval of the relative lift.
+        draws: of the posterior, for the interval and the loss.
+        seed: of the draws.
+
+    Returns:
+        ``chance_to_beat`` (by quadrature), ``expected_loss`` of choosing b (mean of max(rate_a - rate_b, 0)), and
+        ``relative_low`` and ``relative_high``.
+    """
+    if not (0 <= successes_a <= n_a and 0 <= successes_b <= n_b and min(n_a, n_b) > 0 and min(prior) > 0):
+        raise InputError("counts not allowed", got=(successes_a, n_a, successes_b, n_b),
+                         expected="0 <= successes <= n, n > 0, positive prior")
+    a, b = (beta(s + prior[0], n - s + prior[1]) for s, n in ((successes_a, n_a), (successes_b, n_b)))
+    at, weight = np.polynomial.legendre.leggauss(400)
+    low, high = b.ppf(1e-14), b.ppf(1 - 1e-14)
+    x = low + (high - low) * (at + 1) / 2
+    chance = float((weight * b.pdf(x) * a.cdf(x)).sum() * (high - low) / 2)
+    rng = np.random.default_rng(seed)
+    one, two = a.rvs(draws, random_state=rng), b.rvs(draws, random_state=rng)
+    ends = np.quantile(two / one - 1, [0.5 - credibility / 2, 0.5 + credibility / 2])
+    return {"chance_to_beat": min(chance, 1.0), "expected_loss": float(np.maximum(one - two, 0).mean()),
+            "relative_low": float(ends[0]), "relative_high": float(ends[1])}

@@ -1,0 +1,121 @@
+"""The verbs ``recsys ab`` and ``recsys power``.
+
+Heavy libraries are imported inside, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from recsys.errors import InputError, Refused
+
+_Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+
+
+def ab(
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="Parquet file, or folder of them: a row per exposure, "
+                                                                "or per unit.")],
+    arm: Annotated[str, typer.Option(help="Column of the arm.")],
+    baseline: Annotated[str, typer.Option(help="Name of the arm that the others are compared with.")],
+    metric: Annotated[list[str], typer.Option(metavar="NAME[/DENOMINATOR]", help="Column summed per unit, over units "
+                      "or over another column; the denominator `rows` counts rows. May be repeated.")],
+    unit: Annotated[str, typer.Option(help="Column of the randomised unit.")] = "user_id",
+    covariate: Annotated[list[str] | None, typer.Option(metavar="[METRIC=]COLUMN", help="Column known before the "
+                         "experiment, one value per unit, for CUPED. May be repeated.")] = None,
+    alpha: Annotated[float, typer.Option(help="1 - coverage of the intervals.")] = 0.05,
+    looks: Annotated[int, typer.Option(help="How often results are looked at before the decision.")] = 1,
+    method: Annotated[str | None, typer.Option(help="fixed or sequential; default: by --looks.")] = None,
+    tuning: Annotated[float, typer.Option(help="Units at which sequential intervals are tightest.")] = 5000.0,
+    multiplicity: Annotated[str, typer.Option(help="holm, bh or none; over all variants and metrics.")] = "holm",
+    share: Annotated[list[str] | None, typer.Option(metavar="ARM=SHARE", help="Planned share of an arm; default "
+                                                                              "equal. May be repeated.")] = None,
+    winsorise: Annotated[float | None, typer.Option(help="Quantile above which units' numerators are cut.")] = None,
+    aa: Annotated[int, typer.Option(help="A/A draws on the same units, to see that the test keeps its level.")] = 0,
+    as_json: _Json = False,
+) -> None:
+    """A randomised experiment from its log: health checks, then every variant's lift, or a refusal (exit code 3)."""
+    from recsys.evaluation.ab.analysis import Plan, analyse, check_unit
+    from recsys.evaluation.ab.design import aa_test
+    from recsys.evaluation.ab.units import parse_metric, read_units
+
+    shares = {k: _number(v, "--share") for k, v in (_pair(s, "--share", "ARM=SHARE") for s in share or [])}
+    if bad := [k for k, v in shares.items() if not v > 0]:
+        raise InputError("share not allowed", file="--share", got=bad[0], expected="shares > 0")
+    plan = Plan(baseline, alpha, looks, method, multiplicity, tuning, winsorise, shares or None)  # type: ignore[arg-type]
+    if aa < 0 or 0 < aa < 100:
+        raise InputError("setting not allowed", file="--aa", got=aa, expected="0, or at least 100 draws")
+    covariates = dict(_covariate(c) for c in covariate or [])
+    if unknown := sorted(set(covariates) - {"", *metric}):
+        raise InputError("covariate of no metric", file="--covariate", got=unknown[0], expected=", ".join(metric))
+    metrics = [parse_metric(m, covariates) for m in dict.fromkeys(metric)]
+    try:
+        _ = plan.sequential  # refused before ten million rows are read
+        units = read_units(table, arm, unit, metrics)
+        result = analyse(units, metrics, plan, unit, [check_unit(table, unit)])
+        if aa and "refused" not in result:
+            result["aa"] = {m.name: aa_test(units, m, aa, alpha) for m in metrics}
+    except Refused as reason:
+        result = {"refused": str(reason)}
+        if not as_json:
+            raise
+    if as_json:
+        typer.echo(json.dumps(result, indent=2, allow_nan=False))
+    else:
+        from recsys.evaluation.ab.text import render
+
+        typer.echo(render(result))
+    if "refused" in result:
+        raise typer.Exit(Refused.exit_code)
+
+
+def power(
+    base: Annotated[float, typer.Option(help="The baseline's rate per unit, such as 0.0035.")],
+    lift: Annotated[float | None, typer.Option(help="Relative lift to find; 0.1 is +10 %.")] = None,
+    units: Annotated[int | None, typer.Option(help="Units per arm: print the smallest lift they find instead.")] = None,
+    alpha: Annotated[float, typer.Option(help="Level, two-sided.")] = 0.05,
+    chance: Annotated[float, typer.Option("--power", help="Chance to find the lift.")] = 0.8,
+    as_json: _Json = False,
+) -> None:
+    """How many units each arm needs to find a lift of a rate, or which lift a number of units can find."""
+    from recsys.evaluation.ab.design import detectable_lift, units_per_arm
+
+    if (lift is None) == (units is None):
+        raise InputError("one question at a time", file="power", expected="either --lift or --units")
+    result: dict[str, Any] = {"base": base, "alpha": alpha, "power": chance}
+    try:
+        if lift is not None:
+            result |= {"lift": lift, "units_per_arm": units_per_arm(base, lift, alpha, chance)}
+        else:
+            result |= {"units_per_arm": units, "lift": detectable_lift(base, int(units or 0), alpha, chance)}
+    except Refused as reason:
+        if not as_json:
+            raise
+        result = {"refused": str(reason)}
+    text = "" if as_json else (
+        f"{result['units_per_arm']:,} units per arm find a relative lift of {result['lift']:+.2%} on a rate of "
+        f"{base:g} with {chance:.0%} power at alpha {alpha:g}, looked at once")
+    typer.echo(json.dumps(result, indent=2) if as_json else text)
+    if "refused" in result:
+        raise typer.Exit(Refused.exit_code)
+
+
+def _covariate(text: str) -> tuple[str, str]:
+    return _pair(text, "--covariate", "[METRIC=]COLUMN") if "=" in text else ("", text)
+
+
+def _pair(item: str, option: str, expected: str) -> tuple[str, str]:
+    key, sep, value = item.partition("=")
+    if not (sep and key and value):
+        raise InputError("malformed option", file=option, got=item, expected=expected)
+    return key, value
+
+
+def _number(text: str, option: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError("not a number", file=option, got=text, expected="a number") from None

@@ -1,0 +1,61 @@
+"""An experiment's result as lines for a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def render(result: dict[str, Any]) -> str:
+    """Health above the numbers, then a block per metric with a line per variant."""
+    plan = result["plan"]
+    lines = [f"{'ok  ' if c['ok'] else 'FAIL'} {c['check']}: {c['detail']}" for c in result["health"]]
+    if "refused" in result:
+        return "\n".join([*lines, "", f"refused: {result['refused']}"])
+    looks = (f"always-valid intervals, {plan['looks']} look(s) planned" if plan["method"] == "sequential"
+             else "one look")
+    lines += ["", f"baseline {plan['baseline']}; unit {result['unit']}; {result['rows']:,} rows; "
+                  f"{1 - plan['alpha']:.0%} intervals, {looks}; p-values adjusted: {plan['multiplicity']}"]
+    for name, metric in result["metrics"].items():
+        lines += ["", name]
+        if metric["winsorised"]:
+            lines.append(f"  numerators cut at {metric['winsorised']['cap']:.6g} "
+                         f"({metric['winsorised']['share_of_units']:.3%} of units)")
+        for arm, line in metric["variants"].items():
+            lines += _variant(plan["baseline"], arm, line)
+        if name in result.get("aa", {}):
+            aa = result["aa"][name]
+            lines.append(f"  A/A on the same units: {aa['rejected']:.1%} of {aa['draws']:,} rejected at "
+                         f"{aa['alpha']:g} (99 % range {aa['low']:.1%} to {aa['high']:.1%}): "
+                         f"{'keeps its level' if aa['ok'] else 'does NOT keep its level'}")
+    return "\n".join(lines)
+
+
+def _variant(baseline: str, arm: str, line: dict[str, Any]) -> list[str]:
+    counted = ", ".join(f"{n} {line['numerators'][n]:,.6g} / {line['denominators'][n]:,.10g}" for n in (baseline, arm))
+    if "refused" in line:
+        return [f"  {arm}: {counted}", f"    refused: {line['refused']}"]
+    verdict = "significant" if line["significant"] else "inconclusive (which is not `no effect`)"
+    lines = [f"  {arm}: {counted}", f"    {verdict}, p {line['p_value']:.3g}, adjusted {line['p_adjusted']:.3g}, "
+             f"decided on {line['decided_on']}; {line['label']}: {line['evidence']}"]
+    for kind in ("raw", "cuped"):
+        if kind not in line:
+            continue
+        one = line[kind]
+        text = (f"    {kind:<5} {one['baseline']:.6g} -> {one['variant']:.6g}, "
+                f"difference {_span(one['absolute'], '.4g')}")
+        if one["relative"] is not None:
+            text += f", relative {_span(one['relative'], '+.2%')}"
+        if one["detectable_relative_lift"] is not None:
+            text += f"; finds {one['detectable_relative_lift']:.2%} with 80 % power"
+        if kind == "cuped":
+            text += f"; variance -{one['variance_reduction']:.1%}"
+        lines.append(text)
+    if "bayes" in line:
+        b = line["bayes"]
+        lines.append(f"    Bayes (uniform prior): {b['chance_to_beat']:.1%} chance to beat {baseline}, relative "
+                     f"{b['relative_low']:+.2%} to {b['relative_high']:+.2%}")
+    return lines
+
+
+def _span(interval: dict[str, Any], how: str) -> str:
+    return f"{interval['estimate']:{how}} ({interval['low']:{how}} to {interval['high']:{how}})"
