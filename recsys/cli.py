@@ -11,6 +11,7 @@ import typer
 
 from recsys import __version__
 from recsys.errors import InputError, RecsysError
+from recsys.evaluation.offpolicy.commands import ope, thompson_policy
 from recsys.log import log, setup_logging
 from recsys.serving.commands import score, serve
 
@@ -254,6 +255,8 @@ def doctor(as_json: _Json = False) -> None:
 
 app.command("score")(score)
 app.command("serve")(serve)
+app.command("ope")(ope)
+app.command("thompson-policy")(thompson_policy)
 
 
 def main(arguments: list[str] | None = None) -> None:

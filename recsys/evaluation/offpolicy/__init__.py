@@ -7,22 +7,27 @@ files of any length.
 
 from __future__ import annotations
 
-from recsys.evaluation.offpolicy.estimators import ESTIMATORS, Estimator, Outcomes, estimator
-from recsys.evaluation.offpolicy.join import ENGAGED_MS, Joined, Log, join_policy, read_log
-from recsys.evaluation.offpolicy.rows import (
-    METRICS,
-    Metric,
-    diagnostics,
-    outcomes_of,
-    pseudo_outcomes,
-    require_not_direct,
-    require_unit_weight,
-    reward_model,
-)
-from recsys.evaluation.offpolicy.totals import CLIPS, Totals, effective
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "CLIPS", "ENGAGED_MS", "ESTIMATORS", "METRICS", "Estimator", "Joined", "Log", "Metric", "Outcomes", "Totals",
-    "diagnostics", "effective", "estimator", "join_policy", "outcomes_of", "pseudo_outcomes", "read_log",
-    "require_not_direct", "require_unit_weight", "reward_model",
-]
+_WHERE = {
+    "estimators": ("ESTIMATORS", "Estimator", "Outcomes", "Slate", "estimator"),
+    "evaluate": ("evaluate",),
+    "join": ("ENGAGED_MS", "Joined", "Log", "join_policy", "read_log"),
+    "nuisance": ("Nuisance", "embedding_clusters"),
+    "rows": ("METRICS", "Metric", "diagnostics", "outcomes_of", "pseudo_outcomes", "require_not_direct",
+             "require_unit_weight", "reward_model"),
+    "slate": ("slate_weights",),
+    "thompson": ("thompson_marginals", "thompson_policy"),
+    "totals": ("CLIPS", "Totals", "effective"),
+    "tuning": ("slope",),
+}
+_MODULE = {name: module for module, names in _WHERE.items() for name in names}
+__all__ = sorted(_MODULE)
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module of a public name when it is first asked for: the command line reads this package."""
+    if name not in _MODULE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE[name]}"), name)

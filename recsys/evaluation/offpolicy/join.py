@@ -112,8 +112,8 @@ class Joined:
         q_price_policy: sum over candidates of probability * expected click * price; None without both.
         outside: rows whose shown ad the policy does not list (probability 0).
         chosen: target probability of the shown ad.
-        gap_mass: float64[n], target probability of ads that the log does not know (see ``known`` of
-            :func:`join_policy`), in the row's (request, slot).
+        gap_mass: target probability, in the row's (request, slot), of ads that the log never shows (see ``known``
+            of :func:`join_policy`) or whose logging probability is 0.
         cluster_weight: weight of the shown ad's cluster, where the policy lists ``cluster`` and
             ``logging_probability``.
     """
@@ -167,33 +167,34 @@ def join_policy(log: Log, policy: pa.Table, name: str = "policy", known: pa.Arra
 
     q, price = (_optional(policy, column, rows, name) for column in ("expected_click", "price_per_click"))
     gap = ad < 0 if known is None else ~pc.is_in(policy.column("ad_id"), value_set=known).to_numpy()[rows]
+    logging = _optional(policy, "logging_probability", rows, name)
+    gap = gap if logging is None else gap | (logging <= 0)
     chosen = of_shown(probability)
     return Joined(
         name, chosen / log.propensity,
         None if q is None else of_shown(q), None if q is None else of_policy(q),
         None if price is None else of_shown(price), None if q is None or price is None else of_policy(q * price),
         int((~found).sum()), chosen, of_policy(gap.astype(np.float64)),
-        _cluster_weight(log, policy, rows, decision, probability, found, source, name),
+        None if logging is None else _cluster_weight(log, policy, rows, decision, (probability, logging), found,
+                                                     source, name),
     )
 
 
-def _cluster_weight(log: Log, policy: pa.Table, rows: NDArray[np.int64], decision: NDArray[np.int64],
-                    probability: Floats, found: NDArray[np.bool_], source: NDArray[np.int64], name: str,
-                    ) -> Floats | None:
+def _cluster_weight(
+    log: Log, policy: pa.Table, rows: NDArray[np.int64], decision: NDArray[np.int64], both: tuple[Floats, Floats],
+    found: NDArray[np.bool_], source: NDArray[np.int64], name: str,
+) -> Floats | None:
     """Target over logging probability of the shown ad's cluster, in its (request, slot); 0 where it is not listed."""
-    if not {"cluster", "logging_probability"} <= set(policy.column_names):
+    total = np.bincount(decision, both[1], len(log.decisions))
+    if (wrong := np.abs(total - 1.0) > SUM_TOLERANCE).any():
+        raise InputError("probabilities do not sum to 1", file=f"policy {name}", column="logging_probability",
+                         got=float(total[np.argmax(wrong)]), expected="1 in every (request, slot) of the log")
+    if "cluster" not in policy.column_names:
         return None
-    for column in ("cluster", "logging_probability"):
-        require_column(policy, column, f"policy {name}")
+    require_column(policy, "cluster", f"policy {name}")
     cluster = encode(policy.column("cluster"))[1][rows]
-    logging = policy.column("logging_probability").cast(pa.float64()).to_numpy()[rows]
-    wrong = np.abs(np.bincount(decision, logging, len(log.decisions)) - 1.0) > SUM_TOLERANCE
-    if wrong.any():
-        raise InputError("probabilities of the logging policy do not sum to 1", file=f"policy {name}",
-                         column="logging_probability", expected="1 in every (request, slot)",
-                         got=float(np.bincount(decision, logging, len(log.decisions))[np.argmax(wrong)]))
     group = np.unique(decision * (int(cluster.max()) + 1) + cluster, return_inverse=True)[1]
-    target, logged = (np.bincount(group, x)[group] for x in (probability, logging))
+    target, logged = (np.bincount(group, x)[group] for x in both)
     return np.where(found & (logged[source] > 0), target[source] / np.maximum(logged[source], 1e-300), 0.0)
 
 
@@ -235,5 +236,5 @@ def _optional(policy: pa.Table, column: str, rows: NDArray[np.int64], name: str)
     if column not in policy.column_names or policy.column(column).null_count == policy.num_rows:
         return None
     require_column(policy, column, f"policy {name}")
-    values: Floats = policy.column(column).to_numpy()[rows]
+    values: Floats = policy.column(column).cast(pa.float64()).to_numpy()[rows]
     return values

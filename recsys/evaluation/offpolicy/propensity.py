@@ -98,8 +98,9 @@ def _are_frequencies(cells: pa.Table, keys: tuple[str, ...]) -> bool:
     low, high, count = (cells.column(n).to_numpy().astype(np.float64) for n in ("low", "high", "count"))
     if (high - low > 1e-9).any() or len(low) < 2:
         return False  # the propensity of an ad varies: it depends on the request
-    group = (np.zeros(len(low), dtype=np.int64) if len(keys) == 1
-             else cells.column(keys[1]).combine_chunks().dictionary_encode("encode").indices.to_numpy(zero_copy_only=False))
+    group = np.zeros(len(low), dtype=np.int64)
+    if len(keys) > 1:
+        group = cells.column(keys[1]).combine_chunks().dictionary_encode("encode").indices.to_numpy()
     total = np.bincount(group, count)[group]
     if not np.allclose(np.bincount(group, low), 1.0, atol=1e-2):
         return False  # some ads were never shown, or these are no distributions over ads

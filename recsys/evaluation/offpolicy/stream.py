@@ -111,7 +111,8 @@ def _side_by_side(log: pq.ParquetFile, policy: pq.ParquetFile, log_columns: list
         if not parts or (end is None and exhausted):
             raise Misaligned
         own = pa.concat_tables([*parts[:-1], parts[-1].slice(0, end)])
-        if pc.any(pc.invert(pc.is_in(rows.column("request_id"), value_set=pc.unique(own.column("request_id"))))).as_py():
+        listed = pc.is_in(rows.column("request_id"), value_set=pc.unique(own.column("request_id")))
+        if not pc.all(listed).as_py():
             raise Misaligned
         yield rows, own
         # Keep the last request: the next batch may begin in the middle of it.

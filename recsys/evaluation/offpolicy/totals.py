@@ -82,10 +82,10 @@ class Totals:
                     self._sums[name, level] = [summed(t, x) for t, x in zip(before, columns, strict=True)]
         earned = weight * np.abs(reward)
         self._moments += (weight.sum(), weight @ weight, earned.sum(), earned @ earned)
-        model = outcomes.q is not None and outcomes.q_policy is not None
-        residual = reward - outcomes.q if model else reward
-        for at, level in enumerate(CLIPS):
-            self._clipped[at] += clip(weight, level) @ residual + (outcomes.q_policy.sum() if model else 0.0)
+        residual, model = reward, 0.0
+        if outcomes.q is not None and outcomes.q_policy is not None:
+            residual, model = reward - outcomes.q, float(outcomes.q_policy.sum())
+        self._clipped += [clip(weight, level) @ residual + model for level in CLIPS]
         tail = np.concatenate([self._tail, weight])
         self._tail = tail if len(tail) <= self._top else np.partition(tail, len(tail) - self._top)[-self._top:]
         self.max_weight = max(self.max_weight, float(weight.max()))
@@ -143,7 +143,7 @@ class Totals:
             "ess": self.ess, "ess_share": self.ess / self.rows, "effective_clicks": self.effective_clicks,
             "clicks": self.positives, "max_weight": self.max_weight, "mean_weight": mean.estimate,
             "mean_weight_se": mean.se, "top_1_percent_weight_share": self.top_share,
-            "shown_outside_policy": self.outside, "support_gap_mass": self.gap_mass / self.rows,
+            "shown_outside_policy": self.outside, "support_gaps": self.gap_mass / self.rows,
             "clip_sensitivity": {f"{level:g}": float(x / self.rows)
                                  for level, x in zip(CLIPS, self._clipped, strict=True)},
         }
