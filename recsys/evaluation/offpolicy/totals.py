@@ -81,11 +81,11 @@ class Totals:
                     before = self._sums.get((name, level), [empty] * len(columns))
                     self._sums[name, level] = [summed(t, x) for t, x in zip(before, columns, strict=True)]
         earned = weight * np.abs(reward)
-        self._moments += (weight.sum(), weight @ weight, earned.sum(), earned @ earned)
+        self._moments += (weight.sum(), (weight * weight).sum(), earned.sum(), (earned * earned).sum())
         residual, model = reward, 0.0
         if outcomes.q is not None and outcomes.q_policy is not None:
             residual, model = reward - outcomes.q, float(outcomes.q_policy.sum())
-        self._clipped += [clip(weight, level) @ residual + model for level in CLIPS]
+        self._clipped += [(clip(weight, level) * residual).sum() + model for level in CLIPS]
         tail = np.concatenate([self._tail, weight])
         self._tail = tail if len(tail) <= self._top else np.partition(tail, len(tail) - self._top)[-self._top:]
         self.max_weight = max(self.max_weight, float(weight.max()))
