@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from recsys.contracts import POLICY, open_parquet, read_parquet
 from recsys.errors import InputError
+from recsys.evaluation.columns import encode
 from recsys.evaluation.intervals import Floats
 
 BLOCK = 10_000
@@ -62,15 +63,17 @@ def thompson_policy(log: pa.Table, ads: pa.Array, marginals: Floats) -> pa.Table
     Raises:
         InputError: a slot of the log is beyond the marginals.
     """
-    names = ["request_id", "slot"] if "slot" in log.column_names else ["request_id"]
-    decisions = log.select(names).group_by(names, use_threads=False).aggregate([])
-    slot = (decisions.column("slot").to_numpy() if "slot" in names else np.zeros(decisions.num_rows)).astype(np.int64)
+    slot = log.column("slot").to_numpy().astype(np.int64) if "slot" in log.column_names else np.zeros(
+        log.num_rows, dtype=np.int64)
+    request = encode(log.column("request_id"))[1]
+    first = np.sort(np.unique(request * (slot.max(initial=0) + 1) + slot, return_index=True)[1])  # in the log's order
+    slot = slot[first]
     if slot.max(initial=0) >= marginals.shape[1]:
         raise InputError("slot beyond the policy's slate", column="slot", got=int(slot.max()),
                          expected=f"below {marginals.shape[1]}")
     n, k = len(slot), len(ads)
     return pa.table({
-        "request_id": decisions.column("request_id").take(pa.array(np.repeat(np.arange(n), k))),
+        "request_id": log.column("request_id").take(pa.array(np.repeat(first, k))),
         "slot": pa.array(np.repeat(slot, k), pa.int32()),
         "ad_id": pa.array(ads).take(pa.array(np.tile(np.arange(k), n))),
         "probability": pa.array(marginals.T[slot].ravel()),
