@@ -6,9 +6,9 @@ Rows are drawn once from a known bandit with ads 0..9: a uniformly random log of
 deterministic target policy (one POLICY row per request) with the target's expected click. ``recsys ope`` reads both
 Parquet files from disk. obp 0.4.1 (in an environment of its own, named by --obp-python, with the alias np.int that it
 uses put back) gets the same rows as numpy arrays in memory, its action_dist of shape (rows, 10, 1) made beforehand and
-not timed. Its bootstrap intervals are timed at its estimators' default of 10,000 draws (what is compared) and at 100, and
-its point estimates alone. Every run is a process of its own, so that peak memory is its own; ours include importing and
-reading the files. The median of --repeats runs is compared.
+not timed. Its bootstrap intervals are timed at its estimators' default of 10,000 draws (what is compared) and at 100,
+and its point estimates alone. Every run is a process of its own, so that peak memory is its own; ours include importing
+and reading the files. The median of --repeats runs is compared.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ import pyarrow.parquet as pq
 ADS, BLOCK = 10, 1_000_000
 
 OURS = """
-import json, resource, sys, time
+import json, re, sys, time
 started = time.perf_counter()
 from recsys.evaluation.offpolicy.evaluate import evaluate
 result = evaluate(sys.argv[1], sys.argv[2], estimators=["ips", "snips", "dr"], interval="betting")
 print(json.dumps({"seconds": time.perf_counter() - started, "estimators": result["estimators"],
-                  "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
+                  "peak_gib": int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 2**20}))
 """
 
 OBP = """
-import json, resource, sys, time, types
+import json, re, sys, time, types
 import numpy as np
 np.int = int
 try:
@@ -57,7 +57,7 @@ except ImportError:  # obp imports it for policies that are not used here
 from obp.ope.estimators import DoublyRobust, InverseProbabilityWeighting, SelfNormalizedInverseProbabilityWeighting
 data = np.load(sys.argv[1])
 n = len(data["action"])
-action_dist = np.zeros((n, %(ads)d, 1))
+action_dist = np.zeros((n, len(data["model"]), 1))
 action_dist[np.arange(n), data["target"], 0] = 1.0
 q = np.repeat(data["model"][None, :, None], n, axis=0)
 common = dict(reward=data["reward"], action=data["action"], pscore=data["pscore"], action_dist=action_dist,
@@ -80,8 +80,8 @@ for draws in (100, 10_000):
     seconds[draws] = time.perf_counter() - started
 print(json.dumps({"seconds": seconds[10_000], "seconds_100_draws": seconds[100], "seconds_points_only": points,
                   "estimators": made,
-                  "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
-""" % {"ads": ADS}
+                  "peak_gib": int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 2**20}))
+"""
 
 
 def write_rows(folder: Path, rows: int) -> None:

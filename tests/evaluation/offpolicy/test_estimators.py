@@ -42,7 +42,8 @@ class Enumerated:
         q = {"wrong": np.full((2, 3), 0.35), "right": self.rate}[model]
         own, value = q[x, a], (self.target * q).sum(axis=1)[x]
         cluster = np.array([0, 1, 1])
-        mass = [np.stack([p[:, cluster == c].sum(axis=1) for c in range(2)], axis=1) for p in (self.target, self.logging)]
+        mass = [np.stack([p[:, cluster == c].sum(axis=1) for c in range(2)], axis=1)
+                for p in (self.target, self.logging)]
         self.outcomes = Outcomes(self.target[x, a] / self.logging[x, a], self.reward, own, value,
                                  chosen=self.target[x, a], robust=(own, value),
                                  cluster_weight=(mass[0] / mass[1])[x, cluster[a]])
@@ -98,7 +99,8 @@ def test_clusters_weight_is_right_where_rates_do_not_differ_within_clusters():
     world.rate[:, 2] = world.rate[:, 1]
     x = np.repeat([0, 1], 6)
     a = np.tile(np.repeat([0, 1, 2], 2), 2)
-    chance = world.context[x] * world.logging[x, a] * np.where(world.reward == 1, world.rate[x, a], 1 - world.rate[x, a])
+    chance = world.context[x] * world.logging[x, a]
+    chance *= np.where(world.reward == 1, world.rate[x, a], 1 - world.rate[x, a])
     truth = float((world.context * (world.target * world.rate).sum(axis=1)).sum())
     assert (ESTIMATORS["mips"].rows(world.outcomes) * chance).sum() == pytest.approx(truth, rel=1e-12)
     variance = {n: float((ESTIMATORS[n].rows(world.outcomes)**2 * chance).sum()) for n in ("mips", "ips")}

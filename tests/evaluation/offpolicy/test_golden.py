@@ -119,7 +119,8 @@ def test_the_command_gives_the_same_numbers_from_files(men, tmp_path: Path):
     pq.write_table(ads, tmp_path / "ads.parquet")
     paths = {name: str(tmp_path / f"{name}.parquet") for name in ("log", "ads", "policy")}
     made = CliRunner().invoke(app, ["thompson-policy", paths["log"], "--ads", paths["ads"], "--out", paths["policy"],
-                                    "--prior", str(wheel() / "policy" / "conf" / "prior_bts.yaml"), "--campaign", "men"])
+                                    "--campaign", "men", "--prior",
+                                    str(wheel() / "policy" / "conf" / "prior_bts.yaml")])
     assert made.exit_code == 0, made.output
     done = CliRunner().invoke(app, ["ope", paths["log"], "--target", paths["policy"], "--json"])
     assert done.exit_code == 0, done.output
