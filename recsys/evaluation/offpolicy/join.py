@@ -147,9 +147,9 @@ def join_policy(log: Log, policy: pa.Table, name: str = "policy", known: pa.Arra
             the log, or its probabilities there do not sum to 1.
     """
     policy = validate(policy, POLICY, f"policy {name}")
-    request = pc.index_in(policy.column("request_id"), value_set=log.requests).to_numpy()
+    request = _positions(policy.column("request_id"), log.requests)
     slot = policy.column("slot").to_numpy().astype(np.int64)
-    code = np.where(np.isnan(request) | (slot >= log.slots), -1, np.nan_to_num(request) * log.slots + slot)
+    code = np.where((request < 0) | (slot >= log.slots), -1, request * log.slots + slot)
     at = np.minimum(np.searchsorted(log.decisions, code), len(log.decisions) - 1)
     rows = np.flatnonzero(log.decisions[at] == code)
     decision = at[rows]
@@ -178,6 +178,17 @@ def join_policy(log: Log, policy: pa.Table, name: str = "policy", known: pa.Arra
         None if logging is None else _cluster_weight(log, policy, rows, decision, (probability, logging), found,
                                                      source, name),
     )
+
+
+def _positions(column: pa.ChunkedArray, values: pa.Array) -> NDArray[np.int64]:
+    """Position of each value among ``values``, -1 where it is not there; equal neighbours are looked up once."""
+    if len(column) > 1:
+        new = np.append(True, pc.not_equal(column.slice(1), column.slice(0, len(column) - 1)).to_numpy())
+        heads = np.flatnonzero(new)
+        if 2 * len(heads) < len(column):
+            return _positions(column.take(pa.array(heads)), values)[np.cumsum(new) - 1]
+    found: NDArray[np.int64] = pc.fill_null(pc.index_in(column, value_set=values), -1).to_numpy().astype(np.int64)
+    return found
 
 
 def _cluster_weight(

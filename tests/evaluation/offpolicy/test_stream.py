@@ -45,7 +45,9 @@ def files(folder: Path, requests: int, order: np.ndarray | None = None) -> tuple
 
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("read", [1, 7, 64])
-def test_every_row_once_with_all_of_its_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, aligned: bool, read: int):
+def test_every_row_once_with_all_of_its_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, aligned: bool, read: int
+):
     monkeypatch.setattr(stream, "WHOLE_ROWS", 5)
     monkeypatch.setattr(stream, "READ_ROWS", read)
     monkeypatch.setattr(stream, "BATCH_ROWS", 13)
