@@ -92,7 +92,7 @@ def _side_by_side(log: pq.ParquetFile, policy: pq.ParquetFile, log_columns: list
     held = pa.table({})
     exhausted = False
     for batch in log.iter_batches(batch_size=step, columns=log_columns):
-        rows = pa.Table.from_batches([batch])
+        rows = _text(batch)
         last = rows.column("request_id")[-1]
         parts = [held] if held.num_columns else []
         end = _end_of(held.column("request_id"), last) if held.num_columns else None
@@ -103,7 +103,7 @@ def _side_by_side(log: pq.ParquetFile, policy: pq.ParquetFile, log_columns: list
             if piece is None:
                 exhausted = True
                 break
-            parts.append(pa.Table.from_batches([piece]))
+            parts.append(_text(piece))
             found = _end_of(parts[-1].column("request_id"), last)
             if found is None and end is not None:
                 found = 0  # the request ended with the piece before
@@ -120,6 +120,13 @@ def _side_by_side(log: pq.ParquetFile, policy: pq.ParquetFile, log_columns: list
         # Keep the last request: the next batch may begin in the middle of it.
         keep = pc.index(own.column("request_id"), last).as_py()
         held = pa.concat_tables([own.slice(keep), parts[-1].slice(end)])
+
+
+def _text(batch: pa.RecordBatch) -> pa.Table:
+    """The batch with request ids as plain strings, whatever the file's type: they are compared across files."""
+    table = pa.Table.from_batches([batch])
+    at = table.column_names.index("request_id")
+    return table.set_column(at, "request_id", table.column(at).cast(pa.string()))
 
 
 def _end_of(column: pa.ChunkedArray, request: pa.Scalar) -> int | None:
@@ -143,11 +150,12 @@ def _cut(log: pq.ParquetFile, policy: pq.ParquetFile, log_columns: list[str], po
 
 
 def _scatter(file: pq.ParquetFile, columns: list[str], folder: Path, name: str, parts: int) -> None:
-    schema = pa.schema([file.schema_arrow.field(c) for c in columns])
+    schema = pa.schema([pa.field(c, pa.string()) if c == "request_id" else file.schema_arrow.field(c)
+                        for c in columns])
     writers = [pa.ipc.new_stream(str(folder / f"{name}-{part}.arrow"), schema) for part in range(parts)]
     try:
         for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=columns):
-            table = pa.Table.from_batches([batch]).select(columns)
+            table = _text(batch).select(columns)
             part = (column_hash(table.column("request_id")) % np.uint64(parts)).astype(np.int64)
             order = np.argsort(part, kind="stable")
             ends = np.searchsorted(part[order], np.arange(parts + 1))

@@ -68,6 +68,16 @@ def test_every_row_once_with_all_of_its_policy(
     assert sorted(seen) == sorted(zip(table["request_id"].to_pylist(), table["slot"].to_pylist(), strict=True))
 
 
+def test_ids_of_other_types_are_compared_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pq.write_table(pa.table({"request_id": [1, 2, 3]}), tmp_path / "log.parquet")
+    pq.write_table(pa.table({"request_id": pa.array(["1", "2", "3"], pa.large_string())}), tmp_path / "policy.parquet")
+    monkeypatch.setattr(stream, "WHOLE_ROWS", 1)
+    for aligned in (True, False):
+        (log, policy), = batches(tmp_path / "log.parquet", tmp_path / "policy.parquet", ["request_id"], ["request_id"],
+                                 aligned)
+        assert sorted(log["request_id"].to_pylist()) == sorted(policy["request_id"].to_pylist()) == ["1", "2", "3"]
+
+
 def test_other_order_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name, small in (("WHOLE_ROWS", 5), ("READ_ROWS", 20), ("BATCH_ROWS", 13), ("PART_ROWS", 100)):
         monkeypatch.setattr(stream, name, small)
