@@ -133,6 +133,7 @@ def test_the_command_gives_the_same_numbers_from_files(men, tmp_path: Path):
     assert answer["estimators"]["ips"]["low"] < 0.0069 < answer["estimators"]["ips"]["high"]  # what BTS really earned
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # the published run had it too
 def test_digits_example():
     """MultiClassToBanditReduction with the seeds of obp's README."""
     x, y = load_digits(return_X_y=True)

@@ -1,6 +1,6 @@
 """IPS, SNIPS and DR with betting intervals on long logs: seconds and memory, and beside obp on the same rows.
 
-    python benchmarks/evaluate_ope.py [--rows 10000000] [--obp-python PYTHON] [--obp-rows 200000]
+    python benchmarks/evaluate.py [--rows 10000000] [--obp-python PYTHON] [--obp-rows 200000]
 
 Rows are drawn once from a known bandit with ads 0..9: a uniformly random log of one slot per request, and a
 deterministic target policy (one POLICY row per request) with the target's expected click. ``recsys ope`` reads both
@@ -130,7 +130,7 @@ def timed(python: str, code: str, *arguments: Path, repeats: int) -> dict[str, A
 
 
 def run(rows: int, obp_rows: int, obp_python: str | None, repeats: int) -> dict[str, Any]:
-    """The off-policy half of benchmarks/evaluate.py."""
+    """Everything this benchmark measures."""
     results: dict[str, Any] = {"rows": rows, "repeats": repeats}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -163,7 +163,7 @@ def main() -> None:
     options = parser.parse_args()
     results = run(options.rows, options.obp_rows, options.obp_python, options.repeats)
     print(json.dumps(results, indent=2))
-    print(save("evaluate_ope", results))
+    print(save("evaluate", results))
 
 
 if __name__ == "__main__":
