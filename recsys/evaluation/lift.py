@@ -246,7 +246,7 @@ def _require_arms(config: ExperimentConfig, names: Mapping[str, Any]) -> None:
 def offpolicy_lift(
     log: pa.Table, policies: Mapping[str, pa.Table], config: ExperimentConfig, costs: Costs | None = None,
     truth: Truth | None = None, *, audit: dict[str, Any] | None = None, data_sha256: str | None = None,
-    estimator: offpolicy.Estimator = "dr",
+    estimator: str = "dr",
 ) -> dict[str, Any]:
     """Lift report of target policies on a log with logged propensities.
 
@@ -258,7 +258,7 @@ def offpolicy_lift(
         truth: see :func:`compute_lift`; metrics ctr, engagement, revenue_per_mille.
         audit: the split's ``audit.json``.
         data_sha256: hash of the log's file; default: of the table.
-        estimator: ``dr`` | ``ips`` | ``snips``; ``dm`` is refused.
+        estimator: a name of ``offpolicy.ESTIMATORS``; ``dm`` is refused.
 
     Raises:
         InputError: a table breaks its contract or does not cover the log; the unit is not a column.

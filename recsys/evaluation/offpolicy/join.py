@@ -1,22 +1,13 @@
-"""Slot-level off-policy evaluation of a target policy on a log with logged propensities.
+"""A log with logged propensities, and a target policy seen from its rows.
 
-A row of the log is one shown slot: the ad that the logging policy showed there with the (marginal)
-probability ``propensity``, and what happened. The target policy gives a probability to every candidate of the
-same (request, slot). With w = target probability of the shown ad / propensity:
-
-* IPS   mean(w r)                                Horvitz, Thompson (1952)
-* SNIPS sum(w r) / sum(w)                        Swaminathan, Joachims (2015)
-* DR    mean(sum_a pi(a) q(a) + w (r - q))       Dudik, Langford, Li (2011)
-* DM    mean(sum_a pi(a) q(a))                   a diagnostic only: its error is the model's, which no interval shows
-
-What a slot earns is taken to depend on the ad in that slot alone, not on its neighbours (the item-position
-assumption; Li et al. 2018, "Offline evaluation of ranking policies with click models").
+A row of the log is one shown slot: the ad that the logging policy showed there with the (marginal) probability
+``propensity``, and what happened. The target policy gives a probability to every candidate of the same
+(request, slot). Both may be whole tables or one batch of a stream (:mod:`recsys.evaluation.offpolicy.stream`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,18 +15,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from recsys.contracts import IMPRESSIONS, POLICY, validate
-from recsys.errors import InputError, Refused
+from recsys.errors import InputError
 from recsys.evaluation.columns import encode, require_column
-from recsys.evaluation.health import require_logged_propensity
-from recsys.evaluation.intervals import Floats, cluster_sums, t_interval
+from recsys.evaluation.intervals import Floats
+from recsys.evaluation.offpolicy.propensity import Cells, require_logged
 
-Estimator = Literal["dr", "ips", "snips", "dm"]
-Metric = Literal["ctr", "engagement", "revenue_per_mille"]
-METRICS: tuple[Metric, ...] = ("ctr", "engagement", "revenue_per_mille")
 ENGAGED_MS = 10_000.0  # a click that is followed by at least this dwell time counts as engagement
-CLIPS = (2.0, 5.0, 10.0, 20.0, 50.0)
 SUM_TOLERANCE = 1e-6
-WEIGHT_SE = 3.0
 
 
 @dataclass(frozen=True)
@@ -87,7 +73,15 @@ def read_log(table: pa.Table, unit: str = "user_id", engaged_ms: float = ENGAGED
     table = validate(table, IMPRESSIONS, "log")
     for name in dict.fromkeys(("click", unit)):
         require_column(table, name, "log")
-    require_logged_propensity(table)
+    require_logged(table)
+    cells = Cells()
+    cells.add(table)
+    cells.require_not_reconstructed()
+    return log_of(table, encode(table.column(unit))[1], engaged_ms)
+
+
+def log_of(table: pa.Table, clusters: NDArray[np.int64], engaged_ms: float = ENGAGED_MS) -> Log:
+    """The columns of a checked table (or batch); ``clusters`` are the codes of its rows' units."""
     requests, request = encode(table.column("request_id"))
     ads, ad = encode(table.column("ad_id"))
     if "slot" in table.column_names:
@@ -101,7 +95,7 @@ def read_log(table: pa.Table, unit: str = "user_id", engaged_ms: float = ENGAGED
     engaged = None
     if "dwell_ms" in table.column_names:
         engaged = click * (pc.fill_null(table.column("dwell_ms"), 0.0).to_numpy() >= engaged_ms)
-    return Log(decision.astype(np.int64), decisions, requests, ads, ad, slots, encode(table.column(unit))[1],
+    return Log(decision.astype(np.int64), decisions, requests, ads, ad, slots, clusters,
                table.column("propensity").to_numpy(), click, engaged)
 
 
@@ -117,6 +111,11 @@ class Joined:
         price: the target policy's price per click of the shown ad; None where not priced.
         q_price_policy: sum over candidates of probability * expected click * price; None without both.
         outside: rows whose shown ad the policy does not list (probability 0).
+        chosen: target probability of the shown ad.
+        gap_mass: target probability, in the row's (request, slot), of ads that the log never shows (see ``known``
+            of :func:`join_policy`) or whose logging probability is 0.
+        cluster_weight: weight of the shown ad's cluster, where the policy lists ``cluster`` and
+            ``logging_probability``.
     """
 
     name: str
@@ -126,21 +125,31 @@ class Joined:
     price: Floats | None
     q_price_policy: Floats | None
     outside: int
+    chosen: Floats
+    gap_mass: Floats
+    cluster_weight: Floats | None = None
 
 
-def join_policy(log: Log, policy: pa.Table, name: str = "policy") -> Joined:
+def join_policy(log: Log, policy: pa.Table, name: str = "policy", known: pa.Array | None = None) -> Joined:
     """Look up every row of the log in a POLICY table.
 
     Requests of the policy that the log does not have are left aside. Memory: a few float64 per policy row.
+
+    Args:
+        log: n rows.
+        policy: POLICY; columns ``logging_probability`` (of every candidate) and ``cluster`` (any type) are read for
+            the weights of clusters.
+        name: of the policy, for messages.
+        known: ads that the whole log shows anywhere, where ``log`` is a batch of it; default: those of ``log``.
 
     Raises:
         InputError: the policy breaks its contract, lists a candidate twice, does not cover a (request, slot) of
             the log, or its probabilities there do not sum to 1.
     """
     policy = validate(policy, POLICY, f"policy {name}")
-    request = pc.index_in(policy.column("request_id"), value_set=log.requests).to_numpy()
+    request = _positions(policy.column("request_id"), log.requests)
     slot = policy.column("slot").to_numpy().astype(np.int64)
-    code = np.where(np.isnan(request) | (slot >= log.slots), -1, np.nan_to_num(request) * log.slots + slot)
+    code = np.where((request < 0) | (slot >= log.slots), -1, request * log.slots + slot)
     at = np.minimum(np.searchsorted(log.decisions, code), len(log.decisions) - 1)
     rows = np.flatnonzero(log.decisions[at] == code)
     decision = at[rows]
@@ -157,12 +166,47 @@ def join_policy(log: Log, policy: pa.Table, name: str = "policy") -> Joined:
         return total[log.decision]
 
     q, price = (_optional(policy, column, rows, name) for column in ("expected_click", "price_per_click"))
+    gap = ad < 0 if known is None else ~pc.is_in(policy.column("ad_id"), value_set=known).to_numpy()[rows]
+    logging = _optional(policy, "logging_probability", rows, name)
+    gap = gap if logging is None else gap | (logging <= 0)
+    chosen = of_shown(probability)
     return Joined(
-        name, of_shown(probability) / log.propensity,
+        name, chosen / log.propensity,
         None if q is None else of_shown(q), None if q is None else of_policy(q),
         None if price is None else of_shown(price), None if q is None or price is None else of_policy(q * price),
-        int((~found).sum()),
+        int((~found).sum()), chosen, of_policy(gap.astype(np.float64)),
+        None if logging is None else _cluster_weight(log, policy, rows, decision, (probability, logging), found,
+                                                     source, name),
     )
+
+
+def _positions(column: pa.ChunkedArray, values: pa.Array) -> NDArray[np.int64]:
+    """Position of each value among ``values``, -1 where it is not there; equal neighbours are looked up once."""
+    if len(column) > 1:
+        new = np.append(True, pc.not_equal(column.slice(1), column.slice(0, len(column) - 1)).to_numpy())
+        heads = np.flatnonzero(new)
+        if 2 * len(heads) < len(column):
+            return _positions(column.take(pa.array(heads)), values)[np.cumsum(new) - 1]
+    found: NDArray[np.int64] = pc.fill_null(pc.index_in(column, value_set=values), -1).to_numpy().astype(np.int64)
+    return found
+
+
+def _cluster_weight(
+    log: Log, policy: pa.Table, rows: NDArray[np.int64], decision: NDArray[np.int64], both: tuple[Floats, Floats],
+    found: NDArray[np.bool_], source: NDArray[np.int64], name: str,
+) -> Floats | None:
+    """Target over logging probability of the shown ad's cluster, in its (request, slot); 0 where it is not listed."""
+    total = np.bincount(decision, both[1], len(log.decisions))
+    if (wrong := np.abs(total - 1.0) > SUM_TOLERANCE).any():
+        raise InputError("probabilities do not sum to 1", file=f"policy {name}", column="logging_probability",
+                         got=float(total[np.argmax(wrong)]), expected="1 in every (request, slot) of the log")
+    if "cluster" not in policy.column_names:
+        return None
+    require_column(policy, "cluster", f"policy {name}")
+    cluster = encode(policy.column("cluster"))[1][rows]
+    group = np.unique(decision * (int(cluster.max()) + 1) + cluster, return_inverse=True)[1]
+    target, logged = (np.bincount(group, x)[group] for x in both)
+    return np.where(found & (logged[source] > 0), target[source] / np.maximum(logged[source], 1e-300), 0.0)
 
 
 def _require_whole(log: Log, decision: NDArray[np.int64], probability: Floats, name: str) -> None:
@@ -203,109 +247,5 @@ def _optional(policy: pa.Table, column: str, rows: NDArray[np.int64], name: str)
     if column not in policy.column_names or policy.column(column).null_count == policy.num_rows:
         return None
     require_column(policy, column, f"policy {name}")
-    values: Floats = policy.column(column).to_numpy()[rows]
+    values: Floats = policy.column(column).cast(pa.float64()).to_numpy()[rows]
     return values
-
-
-def reward_model(log: Log, arm: Joined, metric: Metric) -> tuple[Floats, Floats | None, Floats | None] | None:
-    """Reward r, its model for the shown ad q, and the model's value of the policy: float64[n] each.
-
-    Engagement has no model of its own: the click model times the log's share of engaged clicks stands in.
-    Returns None where the log or the policy cannot tell the metric.
-    """
-    if metric == "ctr":
-        return log.click, arm.q, arm.q_policy
-    if metric == "engagement":
-        if log.engaged is None:
-            return None
-        share = float(log.engaged.sum() / max(1.0, log.click.sum()))
-        if arm.q is None or arm.q_policy is None:
-            return log.engaged, None, None
-        return log.engaged, arm.q * share, arm.q_policy * share
-    if arm.price is None:
-        return None
-    if arm.q is None or arm.q_price_policy is None:
-        return 1000 * log.click * arm.price, None, None
-    return 1000 * log.click * arm.price, 1000 * arm.q * arm.price, 1000 * arm.q_price_policy
-
-
-def pseudo_outcomes(
-    log: Log, arm: Joined, metric: Metric = "ctr", estimator: Estimator = "dr", clip: float | None = None
-) -> Floats | None:
-    """Rows whose mean is the estimate, and whose deviations from it are the estimator's influence function.
-
-    Any smooth function of means of such rows (a difference, a ratio of two arms) is intervalled from the rows
-    alone. DR without an outcome model uses q = 0, which is IPS.
-
-    Args:
-        log: n rows.
-        arm: the target policy on them.
-        metric: what is estimated, per shown slot; ``revenue_per_mille`` in the policy's currency.
-        estimator: ``dm`` rows carry no sampling error of the outcome: point diagnostics only.
-        clip: weights above it are cut to it (a diagnostic: biased downward).
-
-    Returns:
-        float64[n], or None where the metric (or the direct method's model) is not there.
-    """
-    made = reward_model(log, arm, metric)
-    if made is None:
-        return None
-    reward, q, q_policy = made
-    weight = arm.weight if clip is None else np.minimum(arm.weight, clip)
-    if estimator == "dm":
-        return q_policy
-    if estimator == "ips":
-        return weight * reward
-    if estimator == "snips":
-        mean = float(weight.mean())
-        value = float((weight * reward).mean()) / mean if mean > 0 else 0.0
-        return value + weight * (reward - value) / mean if mean > 0 else np.zeros(len(log))
-    return weight * reward if q is None or q_policy is None else q_policy + weight * (reward - q)
-
-
-def effective(x: Floats) -> float:
-    """Kish's effective count of non-negative numbers: (sum x)^2 / sum x^2."""
-    squares = float(x @ x)
-    return float(x.sum()) ** 2 / squares if squares > 0 else 0.0
-
-
-def diagnostics(log: Log, arm: Joined) -> dict[str, Any]:
-    """What a reader needs to trust or distrust the arm's estimate; plain numbers."""
-    weight = arm.weight
-    mean = t_interval(cluster_sums(weight, 1.0, log.clusters))
-    top = np.sort(weight)[-max(1, round(0.01 * len(weight))):]
-    names: tuple[Estimator, ...] = ("dr", "ips", "snips", "dm")
-    agreement = {name: pseudo_outcomes(log, arm, "ctr", name) for name in names}
-    clipped = {clip: pseudo_outcomes(log, arm, "ctr", "dr", clip) for clip in CLIPS}
-    return {
-        "ess": effective(weight), "ess_share": effective(weight) / len(log),
-        "effective_clicks": effective(weight * log.click), "clicks": int(log.click.sum()),
-        "max_weight": float(weight.max()), "mean_weight": mean.estimate, "mean_weight_se": mean.se,
-        "top_1_percent_weight_share": float(top.sum() / weight.sum()) if weight.sum() > 0 else 0.0,
-        "shown_outside_policy": arm.outside,
-        "clip_sensitivity": {f"{clip:g}": float(x.mean()) for clip, x in clipped.items() if x is not None},
-        "estimators": {name: None if x is None else float(x.mean()) for name, x in agreement.items()},
-    }
-
-
-def require_unit_weight(facts: dict[str, Any], name: str) -> None:
-    """The mean weight must be 1 within three clustered standard errors.
-
-    Under the true propensities E[w] = 1; it is less where the target puts mass on ads that the log could not
-    show, and anything else where propensities are wrong.
-
-    Raises:
-        Refused: it is not.
-    """
-    off, se = abs(facts["mean_weight"] - 1.0), facts["mean_weight_se"]
-    if off > WEIGHT_SE * se + 1e-9:
-        raise Refused(
-            f"arm {name}: mean importance weight {facts['mean_weight']:.4f} +- {se:.4f} is more than {WEIGHT_SE:.0f} "
-            "standard errors from 1: propensities are wrong, or the policy shows ads that the log never could"
-        )
-
-
-def require_not_direct(estimator: Estimator) -> None:
-    """Raise :class:`Refused` for the direct method: its interval would not contain the model's own error."""
-    if estimator == "dm":
-        raise Refused("an interval around the direct method alone is never published: it leaves out the model's error")

@@ -93,7 +93,7 @@ def test_propensity_that_is_unknown_missing_or_reconstructed_is_not_used():
     table, _ = BANDIT.log(100, seed=5)
     with pytest.raises(Refused, match=r"1 of .* rows have no logged propensity"):
         offpolicy.read_log(replace(table, propensity=[None, *table["propensity"].to_pylist()[1:]]))
-    with pytest.raises(InputError, match="column propensity"):
+    with pytest.raises(Refused, match="column propensity is missing"):
         offpolicy.read_log(table.drop_columns(["propensity"]))
     counts = {v["values"]: v["counts"] for v in table["ad_id"].value_counts().to_pylist()}
     shares = [counts[a] / table.num_rows for a in table["ad_id"].to_pylist()]
@@ -168,7 +168,7 @@ def test_clipping_lowers_the_estimate():
     table, context = BANDIT.log(300, seed=10)
     log = offpolicy.read_log(table)
     arm = offpolicy.join_policy(log, BANDIT.policy("good", context, model=False))
-    values = [offpolicy.pseudo_outcomes(log, arm, "ctr", "ips", clip).mean() for clip in (0.5, 1.0, 2.0, None)]
+    values = [offpolicy.pseudo_outcomes(log, arm, "ctr", "clipped_ips", clip).mean() for clip in (0.5, 1.0, 2.0, None)]
     assert values == sorted(values)
     assert set(offpolicy.diagnostics(log, arm)["clip_sensitivity"]) == {"2", "5", "10", "20", "50"}
 

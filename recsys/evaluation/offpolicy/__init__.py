@@ -1,0 +1,33 @@
+"""Off-policy evaluation: what would another policy have earned on this log?
+
+Read the log (:func:`read_log`), look a target policy up (:func:`join_policy`), and turn it into rows whose mean is
+the estimate (:func:`pseudo_outcomes`); or let :func:`recsys.evaluation.offpolicy.evaluate.evaluate` do all of it for
+files of any length.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_WHERE = {
+    "estimators": ("ESTIMATORS", "Estimator", "Outcomes", "Slate", "estimator"),
+    "evaluate": ("evaluate",),
+    "join": ("ENGAGED_MS", "Joined", "Log", "join_policy", "read_log"),
+    "nuisance": ("Nuisance", "embedding_clusters"),
+    "rows": ("METRICS", "Metric", "diagnostics", "outcomes_of", "pseudo_outcomes", "require_not_direct",
+             "require_unit_weight", "reward_model"),
+    "slate": ("slate_weights",),
+    "thompson": ("thompson_marginals", "thompson_policy"),
+    "totals": ("CLIPS", "Totals", "effective"),
+    "tuning": ("slope",),
+}
+_MODULE = {name: module for module, names in _WHERE.items() for name in names}
+__all__ = sorted(_MODULE)
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module of a public name when it is first asked for: the command line reads this package."""
+    if name not in _MODULE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE[name]}"), name)

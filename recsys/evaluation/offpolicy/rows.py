@@ -1,0 +1,109 @@
+"""Rewards, outcome models and pseudo-outcomes of an arm on a log held in memory: what the lift report is made of."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from recsys.errors import Refused
+from recsys.evaluation.intervals import Floats
+from recsys.evaluation.offpolicy.estimators import ESTIMATORS, Outcomes
+from recsys.evaluation.offpolicy.join import Joined, Log
+from recsys.evaluation.offpolicy.totals import Totals
+
+Metric = Literal["ctr", "engagement", "revenue_per_mille"]
+METRICS: tuple[Metric, ...] = ("ctr", "engagement", "revenue_per_mille")
+WEIGHT_SE = 3.0
+
+
+def reward_model(
+    log: Log, arm: Joined, metric: Metric, engaged_share: float | None = None
+) -> tuple[Floats, Floats | None, Floats | None] | None:
+    """Reward r, its model for the shown ad q, and the model's value of the policy: float64[n] each.
+
+    Engagement has no model of its own: the click model times the log's share of engaged clicks stands in
+    (``engaged_share``, where ``log`` is a batch of a longer log).
+    Returns None where the log or the policy cannot tell the metric.
+    """
+    if metric == "ctr":
+        return log.click, arm.q, arm.q_policy
+    if metric == "engagement":
+        if log.engaged is None:
+            return None
+        share = engaged_share if engaged_share is not None else log.engaged.sum() / max(1.0, log.click.sum())
+        if arm.q is None or arm.q_policy is None:
+            return log.engaged, None, None
+        return log.engaged, arm.q * float(share), arm.q_policy * float(share)
+    if arm.price is None:
+        return None
+    if arm.q is None or arm.q_price_policy is None:
+        return 1000 * log.click * arm.price, None, None
+    return 1000 * log.click * arm.price, 1000 * arm.q * arm.price, 1000 * arm.q_price_policy
+
+
+def outcomes_of(log: Log, arm: Joined, metric: Metric = "ctr", engaged_share: float | None = None) -> Outcomes | None:
+    """What the estimators read; None where the log or the policy cannot tell the metric."""
+    made = reward_model(log, arm, metric, engaged_share)
+    if made is None:
+        return None
+    return Outcomes(arm.weight, *made, chosen=arm.chosen, cluster_weight=arm.cluster_weight)
+
+
+def pseudo_outcomes(
+    log: Log, arm: Joined, metric: Metric = "ctr", estimator: str = "dr", level: float | None = None
+) -> Floats | None:
+    """Rows whose mean is the estimate, and whose deviations from it are the estimator's influence function.
+
+    Any smooth function of means of such rows (a difference, a ratio of two arms) is intervalled from the rows
+    alone. DR without an outcome model uses q = 0, which is IPS.
+
+    Args:
+        log: n rows.
+        arm: the target policy on them.
+        metric: what is estimated, per shown slot; ``revenue_per_mille`` in the policy's currency.
+        estimator: a name of :data:`ESTIMATORS`; ``dm`` rows carry no sampling error of the outcome.
+        level: the hyper-parameter of an estimator that has one; default: its least biased value.
+
+    Returns:
+        float64[n], or None where the metric (or the estimator's model) is not there.
+    """
+    outcomes = outcomes_of(log, arm, metric)
+    if outcomes is None:
+        return None
+    return ESTIMATORS[estimator].rows(outcomes, level)
+
+
+def diagnostics(log: Log, arm: Joined) -> dict[str, Any]:
+    """What a reader needs to trust or distrust the arm's estimate; plain numbers."""
+    outcomes = outcomes_of(log, arm)
+    assert outcomes is not None  # every log has clicks
+    names = ("dr", "ips", "snips", "dm")
+    totals = Totals(names, len(log))
+    totals.add(outcomes, log.clusters, arm.outside, float(arm.gap_mass.sum()))
+    found = {name: totals.sums(name) for name in names}
+    return {**totals.facts(), "estimators": {n: None if s is None else s.estimate for n, s in found.items()}}
+
+
+def require_unit_weight(facts: dict[str, Any], name: str) -> None:
+    """The mean weight must be 1 within three clustered standard errors.
+
+    Under the true propensities E[w] = 1; it is less where the target puts mass on ads that the log could not
+    show, and anything else where propensities are wrong.
+
+    Raises:
+        Refused: it is not.
+    """
+    off, se = abs(facts["mean_weight"] - 1.0), facts["mean_weight_se"]
+    if off > WEIGHT_SE * se + 1e-9:
+        raise Refused(
+            f"arm {name}: mean importance weight {facts['mean_weight']:.4f} +- {se:.4f} is more than {WEIGHT_SE:.0f} "
+            "standard errors from 1: propensities are wrong, or the policy shows ads that the log never could; "
+            "check that each propensity is the probability of the ad that was shown, in its own slot, or evaluate a "
+            "policy that shows only what the log could show"
+        )
+
+
+def require_not_direct(estimator: str) -> None:
+    """Raise :class:`Refused` for the direct method: its interval would not contain the model's own error."""
+    if estimator == "dm":
+        raise Refused("an interval around the direct method alone is never published: it leaves out the model's error; "
+                      "ask for dr, which corrects the model with the log")

@@ -1,0 +1,149 @@
+"""Sums over batches of a log: all that estimates, intervals and diagnostics need, whatever the log's length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.errors import Refused
+from recsys.evaluation.intervals import ClusterSums, Floats, t_interval
+from recsys.evaluation.offpolicy.estimators import ESTIMATORS, Outcomes, clip
+
+CLIPS = (2.0, 5.0, 10.0, 20.0, 50.0)
+MAX_GROUPS = 2**15  # beyond it, units are put together at random: intervals stay valid and their cost bounded
+Key = tuple[str, float]
+
+
+def effective(x: Floats) -> float:
+    """Kish's effective count of non-negative numbers: (sum x)^2 / sum x^2."""
+    squares = float(x @ x)
+    return float(x.sum()) ** 2 / squares if squares > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Cluster sums of one estimator's influence rows, and the rows of each cluster: float64[G] each."""
+
+    influence: Floats
+    size: Floats
+
+    @property
+    def estimate(self) -> float:
+        """Mean over rows."""
+        return float(self.influence.sum() / self.size.sum())
+
+    def ratio(self) -> ClusterSums:
+        """As the interval functions take it."""
+        return ClusterSums(self.influence, self.size)
+
+
+class Totals:
+    """Accumulates batches of :class:`Outcomes`.
+
+    Args:
+        names: estimators to carry; those with a hyper-parameter carry one column per value of their grid.
+        rows: rows of the whole log, which fixes how many weights the top 1 % are.
+        parameters: name -> the only value to carry instead of the grid.
+    """
+
+    def __init__(self, names: Iterable[str], rows: int, parameters: Mapping[str, float] | None = None) -> None:
+        self.names = list(names)
+        self._levels = {n: (parameters[n],) if parameters and n in parameters else ESTIMATORS[n].grid or (float("nan"),)
+                        for n in self.names}
+        self._sums: dict[Key, list[Floats]] = {}
+        self.rows, self.outside, self.gap_mass, self.positives = 0, 0, 0.0, 0
+        self._size = self._weight = np.zeros(0)
+        self._moments = np.zeros(4)  # sum w, sum w^2, sum |w r|, sum (w r)^2
+        self._clipped = np.zeros(len(CLIPS))
+        self._tail, self._top = np.zeros(0), max(1, round(0.01 * rows))
+        self.max_weight = 0.0
+
+    def add(self, outcomes: Outcomes, clusters: NDArray[np.int64], outside: int = 0, gap_mass: float = 0.0) -> None:
+        """Add the rows of one batch; ``clusters`` are codes 0..G-1 of the whole log's units."""
+        groups = max(len(self._size), int(clusters.max()) + 1)
+        weight, reward = outcomes.weight, outcomes.reward
+
+        def summed(total: Floats, x: Floats | None) -> Floats:
+            part: Floats = np.bincount(clusters, x, groups).astype(np.float64)
+            part[:len(total)] += total
+            return part
+
+        self._size, self._weight = summed(self._size, None), summed(self._weight, weight)
+        empty = np.zeros(0)
+        for name in self.names:
+            for level in self._levels[name]:
+                columns = ESTIMATORS[name].base(outcomes, level)
+                if columns is not None:
+                    before = self._sums.get((name, level), [empty] * len(columns))
+                    self._sums[name, level] = [summed(t, x) for t, x in zip(before, columns, strict=True)]
+        earned = weight * np.abs(reward)
+        self._moments += (weight.sum(), (weight * weight).sum(), earned.sum(), (earned * earned).sum())
+        residual, model = reward, 0.0
+        if outcomes.q is not None and outcomes.q_policy is not None:
+            residual, model = reward - outcomes.q, float(outcomes.q_policy.sum())
+        self._clipped += [(clip(weight, level) * residual).sum() + model for level in CLIPS]
+        tail = np.concatenate([self._tail, weight])
+        self._tail = tail if len(tail) <= self._top else np.partition(tail, len(tail) - self._top)[-self._top:]
+        self.max_weight = max(self.max_weight, float(weight.max()))
+        self.rows += len(weight)
+        self.positives += int(np.count_nonzero(reward))
+        self.outside += outside
+        self.gap_mass += gap_mass
+
+    @property
+    def units(self) -> int:
+        """Clusters that have rows."""
+        return int(np.count_nonzero(self._size))
+
+    @property
+    def ess(self) -> float:
+        """(sum w)^2 / sum w^2."""
+        return float(self._moments[0] ** 2 / self._moments[1]) if self._moments[1] > 0 else 0.0
+
+    @property
+    def effective_clicks(self) -> float:
+        """(sum w |r|)^2 / sum (w r)^2."""
+        return float(self._moments[2] ** 2 / self._moments[3]) if self._moments[3] > 0 else 0.0
+
+    @property
+    def top_share(self) -> float:
+        """Share of the total weight that the largest 1 % of weights carry."""
+        return float(self._tail.sum() / self._moments[0]) if self._moments[0] > 0 else 0.0
+
+    def levels(self, name: str) -> list[float]:
+        """Hyper-parameters carried for an estimator that the rows had all it needs for; empty where they had not."""
+        return [level for level in self._levels[name] if (name, level) in self._sums]
+
+    def sums(self, name: str, level: float | None = None) -> Sums | None:
+        """Influence of one estimator by cluster; more than MAX_GROUPS clusters are put together at random."""
+        levels = self.levels(name)
+        if not levels:
+            return None
+        columns = self._sums[name, levels[0] if level is None else level]
+        return self._grouped(ESTIMATORS[name].influence(tuple(columns), self._size))
+
+    def _grouped(self, influence: Floats) -> Sums:
+        present = self._size > 0
+        influence, size = influence[present], self._size[present]
+        if len(size) > MAX_GROUPS:
+            code = np.random.default_rng(0).permutation(len(size)) % MAX_GROUPS
+            influence, size = (np.bincount(code, x, MAX_GROUPS).astype(np.float64) for x in (influence, size))
+        if len(size) < 2:
+            raise Refused(f"{len(size)} cluster(s): an interval needs at least two independent units")
+        return Sums(influence, size)
+
+    def facts(self) -> dict[str, Any]:
+        """Diagnostics of the weights; plain numbers."""
+        mean = t_interval(self._grouped(self._weight).ratio())
+        return {
+            "ess": self.ess, "ess_share": self.ess / self.rows, "effective_clicks": self.effective_clicks,
+            "clicks": self.positives, "max_weight": self.max_weight, "mean_weight": mean.estimate,
+            "mean_weight_se": mean.se, "top_1_percent_weight_share": self.top_share,
+            "shown_outside_policy": self.outside, "support_gaps": self.gap_mass / self.rows,
+            "clip_sensitivity": {f"{level:g}": float(x / self.rows)
+                                 for level, x in zip(CLIPS, self._clipped, strict=True)},
+        }

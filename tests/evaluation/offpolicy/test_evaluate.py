@@ -1,0 +1,277 @@
+"""``recsys ope``: files in, an answer with intervals or a refusal out; a stream says what one batch says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from recsys.cli import app
+from recsys.errors import InputError, Refused
+from recsys.evaluation import offpolicy
+from recsys.evaluation.offpolicy import scan, stream, totals
+from recsys.evaluation.offpolicy.answer import answer
+from recsys.evaluation.offpolicy.evaluate import evaluate
+from tests.evaluation.bandit import Bandit
+from tests.evaluation.offpolicy.test_rows import replace
+
+BANDIT = Bandit.make()
+TRUTH = BANDIT.truth("good")["ctr"]
+
+
+def written(folder: Path, users: int = 900, seed: int = 0, policy: str = "good", **options) -> tuple[Path, Path]:
+    log, context = BANDIT.log(users, seed)
+    target = BANDIT.policy(policy, context, **options)
+    log = log.append_column("context", pa.array(context).cast(pa.string()))
+    pq.write_table(log, folder / "log.parquet")
+    pq.write_table(target, folder / "policy.parquet")
+    return folder / "log.parquet", folder / "policy.parquet"
+
+
+def ope(log: Path, policy: Path, *options: str) -> tuple[int, dict]:
+    done = CliRunner().invoke(app, ["ope", str(log), "--target", str(policy), "--json", *options])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, json.loads(done.stdout)
+
+
+def changed(path: Path, **columns) -> Path:
+    pq.write_table(replace(pq.read_table(path), **columns), path)
+    return path
+
+
+def test_answer_has_every_part_and_covers_the_truth(tmp_path: Path):
+    code, made = ope(*written(tmp_path, wrong=0.7))
+    assert code == 0
+    assert set(made["estimators"]) == {"dm", "ips", "snips", "clipped_ips", "sub_gaussian_ips", "dr", "sndr",
+                                       "switch_dr", "dros", "sub_gaussian_dr"}
+    for name in ("ips", "snips", "dr", "sndr"):
+        one = made["estimators"][name]
+        assert one["low"] < one["estimate"] < one["high"]
+        assert one["low"] < TRUTH < one["high"]
+    assert made["estimators"]["dm"]["low"] is None  # never an interval around the model alone
+    facts = made["diagnostics"]
+    assert 0 < facts["ess"] <= made["n"]
+    assert facts["mean_weight"] == pytest.approx(1, abs=3 * facts["mean_weight_se"])
+    assert facts["max_weight"] > 1
+    assert 0.01 < facts["top_1_percent_weight_share"] < 0.2
+    assert facts["support_gaps"] == 0
+    assert facts["agreement"]["ok"]
+    assert made["unit"] == "user_id"
+    assert made["units"] == 900
+    assert made["nuisance"] == "ranker"
+
+
+def test_the_command_is_the_library(tmp_path: Path):
+    """One code path with the lift report: the same rows, sums and facts."""
+    log, policy = written(tmp_path, wrong=0.7)
+    _, made = ope(log, policy)
+    seen = offpolicy.read_log(pq.read_table(log))
+    arm = offpolicy.join_policy(seen, pq.read_table(policy))
+    for name in ("dm", "ips", "snips", "dr", "sndr"):
+        assert made["estimators"][name]["estimate"] == pytest.approx(
+            offpolicy.pseudo_outcomes(seen, arm, "ctr", name).mean(), rel=1e-12)
+    facts = offpolicy.diagnostics(seen, arm)
+    for name in ("ess", "effective_clicks", "max_weight", "mean_weight", "mean_weight_se", "support_gaps"):
+        assert made["diagnostics"][name] == pytest.approx(facts[name], rel=1e-9)
+
+
+def test_target_equal_to_logging_is_the_sample_mean(tmp_path: Path):
+    log, policy = written(tmp_path, policy="logged", model=False)
+    _, made = ope(log, policy)
+    clicks = pq.read_table(log)["click"].to_numpy()
+    for name in ("ips", "snips", "dr", "sndr", "clipped_ips"):
+        assert made["estimators"][name]["estimate"] == pytest.approx(clicks.mean(), rel=1e-9)
+    assert made["diagnostics"]["ess"] == pytest.approx(len(clicks))
+    assert made["nuisance"] == "none"
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("names", [["ips", "snips", "dr", "dros"], ["rips", "cascade_dr"]])
+def test_many_batches_say_what_one_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shuffle: bool, names: list[str]
+):
+    """Side by side where requests come in one order, cut by request where not."""
+    log, policy = written(tmp_path, wrong=0.7)
+    whole = evaluate(log, policy, estimators=names)
+    if shuffle:
+        table = pq.read_table(policy)
+        pq.write_table(table.take(np.random.default_rng(0).permutation(table.num_rows)), policy)
+    for module, name, small in ((stream, "WHOLE_ROWS", 10), (stream, "BATCH_ROWS", 700), (stream, "PART_ROWS", 4000),
+                                (stream, "READ_ROWS", 333), (scan, "BATCH_ROWS", 500)):
+        monkeypatch.setattr(module, name, small)
+    parts = evaluate(log, policy, estimators=names)
+    for name in names:
+        for part in ("estimate", "se"):  # the ends go by the clusters' order too, up to Monte Carlo error
+            assert parts["estimators"][name][part] == pytest.approx(whole["estimators"][name][part], rel=1e-9)
+    assert parts["diagnostics"]["top_1_percent_weight_share"] == pytest.approx(
+        whole["diagnostics"]["top_1_percent_weight_share"])
+    assert parts["units"] == whole["units"]
+
+
+def test_buckets_of_units_give_the_same_estimate_and_a_like_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    log, policy = written(tmp_path, users=3000, wrong=0.7)
+    exact = evaluate(log, policy, estimators=["dr"])
+    monkeypatch.setattr(scan, "EXACT_ROWS", 10)
+    for module in (scan, totals):
+        monkeypatch.setattr(module, "MAX_GROUPS", 512)
+    hashed = evaluate(log, policy, estimators=["dr"])
+    one, other = exact["estimators"]["dr"], hashed["estimators"]["dr"]
+    assert other["estimate"] == pytest.approx(one["estimate"], rel=1e-12)
+    assert other["se"] == pytest.approx(one["se"], rel=0.15)
+    assert hashed["units"] <= 512
+
+
+@pytest.mark.parametrize("kind", ["logistic", "boosting"])
+def test_fitted_models_narrow_dr_and_give_mrdr(tmp_path: Path, kind: str):
+    log, policy = written(tmp_path, users=1000, model=False)
+    made = evaluate(log, policy, nuisance=kind, features=["context"], estimators=["dm", "ips", "dr", "sndr", "mrdr"])
+    assert made["nuisance"] == kind
+    for name in ("dr", "mrdr", "sndr"):
+        assert made["estimators"][name]["low"] < TRUTH < made["estimators"][name]["high"]
+    assert made["estimators"]["dr"]["se"] < made["estimators"]["ips"]["se"]
+    if kind == "boosting":  # the logistic model has no interactions of context and ad, which this world is made of
+        assert abs(made["estimators"]["dm"]["estimate"] - TRUTH) < 0.02
+
+
+def test_clusters_and_replay(tmp_path: Path):
+    uniform = Bandit(BANDIT.rate, np.full_like(BANDIT.logging, 1 / 6), BANDIT.targets, BANDIT.price)
+    log, context = uniform.log(900, 3)
+    policy = uniform.policy("good", context, model=False)
+    policy = policy.append_column("logging_probability", pa.array(np.full(policy.num_rows, 1 / 6)))
+    pq.write_table(log, tmp_path / "log.parquet")
+    pq.write_table(policy, tmp_path / "policy.parquet")
+    ads = [f"a{k}" for k in range(6)]
+    fine = evaluate(tmp_path / "log.parquet", tmp_path / "policy.parquet",
+                    clusters=pa.table({"ad_id": ads, "cluster": list(range(6))}))
+    assert fine["estimators"]["mips"]["estimate"] == pytest.approx(fine["estimators"]["ips"]["estimate"])
+    assert fine["estimators"]["replay"]["estimate"] == pytest.approx(fine["estimators"]["snips"]["estimate"])
+    coarse = evaluate(tmp_path / "log.parquet", tmp_path / "policy.parquet",
+                      clusters=pa.table({"ad_id": ads, "cluster": [0] * 6}))
+    assert coarse["estimators"]["mips"]["estimate"] == pytest.approx(log["click"].to_numpy().mean())
+    with pytest.raises(InputError, match="ad without a cluster"):
+        evaluate(tmp_path / "log.parquet", tmp_path / "policy.parquet",
+                 clusters=pa.table({"ad_id": ads[:5], "cluster": [0] * 5}))
+
+
+def test_replay_of_a_log_that_was_not_uniform_is_no_number(tmp_path: Path):
+    log, policy = written(tmp_path)
+    assert "replay" not in evaluate(log, policy)["estimators"]
+    with pytest.raises(InputError, match="uniformly random"):
+        evaluate(log, policy, estimators=["replay"])
+
+
+def frequencies(log: Path, digits: int | None) -> np.ndarray:
+    ads = pq.read_table(log)["ad_id"].to_pylist()
+    share = {a: ads.count(a) / len(ads) for a in set(ads)}
+    return np.array([share[a] if digits is None else round(share[a], digits) for a in ads])
+
+
+def rows(log: Path) -> int:
+    return pq.read_metadata(log).num_rows
+
+
+TRAPS = {
+    "reconstructed": (lambda log: changed(log, propensity=frequencies(log, None)), "reconstructed"),
+    "reconstructed and rounded": (lambda log: changed(log, propensity=frequencies(log, 4)), "reconstructed"),
+    "wrong": (lambda log: changed(log, propensity=np.full(rows(log), 0.3)), "mean importance weight"),
+    "null": (lambda log: changed(log, propensity=[None] * rows(log)), "no logged propensity"),
+    "missing": (lambda log: pq.write_table(pq.read_table(log).drop_columns(["propensity"]), log), "is missing"),
+    "few rows": (lambda log: pq.write_table(pq.read_table(log).slice(0, 12), log), "effective sample size"),
+    "no clicks": (lambda log: changed(log, click=np.zeros(rows(log), np.int8)), "effective clicks"),
+}
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_traps_end_in_a_refusal_and_exit_code_3(tmp_path: Path, trap: str):
+    log, policy = written(tmp_path)
+    spring, words = TRAPS[trap]
+    spring(log)
+    code, made = ope(log, policy)
+    assert code == 3
+    assert set(made) == {"refused"}
+    assert words in made["refused"]
+    plain = CliRunner().invoke(app, ["ope", str(log), "--target", str(policy)])
+    assert isinstance(plain.exception, Refused)
+
+
+def test_effective_sample_size_of_two_is_refused(tmp_path: Path):
+    """Two rows carry all the weight; every propensity is true to its weight's mean of 1."""
+    n = 2000
+    weight = np.full(n, 1e-4)
+    weight[:2] = (n - weight[2:].sum()) / 2
+    names = [f"r{i}" for i in range(n)]
+    pq.write_table(pa.table({"impression_id": names, "request_id": names, "ad_id": ["x"] * n,
+                             "propensity": np.where(weight > 1, 0.999 / weight, 0.9),
+                             "click": pa.array(np.ones(n), pa.int8())}), tmp_path / "log.parquet")
+    own = np.where(weight > 1, 0.999, 0.9 * weight)
+    pq.write_table(pa.table({"request_id": np.repeat(names, 2), "slot": pa.array(np.zeros(2 * n), pa.int32()),
+                             "ad_id": ["x", "y"] * n, "probability": np.stack([own, 1 - own], axis=1).ravel()}),
+                   tmp_path / "policy.parquet")
+    code, made = ope(tmp_path / "log.parquet", tmp_path / "policy.parquet")
+    assert code == 3
+    assert "effective sample size 2.0" in made["refused"]
+
+
+def test_direct_method_alone_is_refused(tmp_path: Path):
+    code, made = ope(*written(tmp_path), "--estimators", "dm")
+    assert code == 3
+    assert "direct method" in made["refused"]
+
+
+def test_honest_propensities_are_not_taken_for_reconstructed(tmp_path: Path):
+    """A policy without context: 60 logs whose frequencies come near the probabilities by chance alone."""
+    rng, p = np.random.default_rng(0), np.array([0.5, 0.3, 0.2])
+    for _ in range(60):
+        n = int(rng.integers(200, 3000))
+        ad = rng.choice(3, n, p=p)
+        cells = scan.Cells()
+        cells.add(pa.table({"ad_id": ad.astype(str), "propensity": p[ad]}))
+        cells.require_not_reconstructed()
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["--metric", "money"], "ctr, engagement, revenue_per_mille"), (["--estimators", "magic"], "no such estimator"),
+    (["--estimators", "mips"], "logging_probability"), (["--unit", "nobody"], "column nobody"),
+    (["--nuisance", "logistic", "--features", "nothing"], "column nothing"),
+])
+def test_bad_options_are_input_errors(tmp_path: Path, arguments: list[str], words: str):
+    log, policy = written(tmp_path)
+    done = CliRunner().invoke(app, ["ope", str(log), "--target", str(policy), *arguments])
+    assert isinstance(done.exception, InputError)
+    assert words in str(done.exception)
+
+
+def test_bad_files_are_input_errors(tmp_path: Path):
+    log, policy = written(tmp_path)
+    with pytest.raises(InputError, match="no such file"):
+        evaluate(tmp_path / "none.parquet", policy)
+    table = pq.read_table(policy)
+    pq.write_table(table.drop_columns(["probability"]), policy)
+    with pytest.raises(InputError, match="column probability: missing column"):
+        evaluate(log, policy)
+    pq.write_table(table.slice(6), policy)
+    with pytest.raises(InputError, match="no candidate of this"):
+        evaluate(log, policy)
+    changed(log, click=np.full(pq.read_metadata(log).num_rows, 7, np.int8))
+    with pytest.raises(InputError, match="column click, row 0"):
+        evaluate(log, policy)
+
+
+def test_published_intervals_cover_an_enumerated_truth():
+    """60 logs of 300 users: every consistent estimator's interval holds the truth at least as often as it says."""
+    hits: dict[str, list[bool]] = {}
+    for seed in range(60):
+        log, context = BANDIT.log(300, seed=500 + seed)
+        seen = offpolicy.read_log(log)
+        arm = offpolicy.join_policy(seen, BANDIT.policy("good", context, wrong=0.7))
+        made = totals.Totals(["ips", "snips", "dr", "sndr"], len(seen))
+        made.add(offpolicy.outcomes_of(seen, arm), seen.clusters)
+        for name, one in answer(made, draws=100)["estimators"].items():
+            hits.setdefault(name, []).append(one["low"] <= TRUTH <= one["high"])
+    assert all(np.mean(h) >= 0.95 - 3 * np.sqrt(0.05 * 0.95 / 60) for h in hits.values()), {
+        n: np.mean(h) for n, h in hits.items()}
