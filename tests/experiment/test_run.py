@@ -109,7 +109,7 @@ def test_the_verdict_follows_the_rule_of_the_file_and_its_hash_is_everywhere(con
     found, sha = lift["decision"], rule_sha256(decision_rule(config))
     assert found["sha256"] == sha == json.loads((out / "decision.json").read_text())["sha256"]
     assert sha in (out / "report/lift.html").read_text()
-    assert found["verdict"].keys() == {"hashed_text", "uniform"}
+    assert found["verdict"].keys() == {"hashed_text", "both", "uniform"}
     assert found["verdict"]["uniform"] == "Roll back"  # about a quarter below the baseline
     assert set(found["verdict"].values()) <= set(VERDICTS)
     assert found["registered"]
