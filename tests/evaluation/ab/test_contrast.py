@@ -70,6 +70,8 @@ def test_agrees_with_tea_tasting_on_the_users_table(tmp_path, metric):
     assert made.absolute.se == pytest.approx(peer.effect_size / peer.statistic)
     assert made.relative is not None
     assert made.relative.estimate == pytest.approx(peer.rel_effect_size)
+    size = tt.RatioOfMeans(metric.numerator, metric.denominator, metric.covariate, n_obs=2000).solve_power(users)[0]
+    assert made.detectable == pytest.approx(size.effect_size / made.baseline, rel=0.05)  # from both arms' own spread
 
 
 def test_a_mean_is_students_and_cuped_shortens():
