@@ -24,13 +24,13 @@ open        not harmed     exploratory  Not enough data
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Literal
 
 from recsys.config import ExperimentConfig
+from recsys.evaluation.sequential import always_valid_multiplier, always_valid_p
 from recsys.stage import sha256_json
 
 Goal = Literal["met", "missed", "open"]
@@ -69,34 +69,6 @@ def decision_rule(config: ExperimentConfig) -> dict[str, Any]:
 def rule_sha256(rule: Mapping[str, Any]) -> str:
     """Hex SHA-256 of a rule's canonical JSON."""
     return sha256_json(dict(rule))
-
-
-def _mixture(units: int, alpha: float, tuning: float) -> float:
-    """n rho^2 of the normal mixture whose boundary is tightest after ``tuning`` units."""
-    return units * (-2 * math.log(alpha) + math.log(-2 * math.log(alpha) + 1)) / tuning
-
-
-def always_valid_p(z: float, units: int, alpha: float, tuning: float) -> float:
-    """P-value that stays valid at every look at growing data: 1 / the normal-mixture likelihood ratio, at most 1.
-
-    Args:
-        z: (estimate - null) / standard error.
-        units: independent units seen so far.
-        alpha: level that the mixture is tuned for.
-        tuning: number of units at which it is tightest.
-
-    References:
-        Waudby-Smith, Arbour, Sinha, Kennedy, Ramdas (2024). Time-uniform central limit theory and asymptotic
-        confidence sequences. Annals of Statistics 52(6), proposition 3.
-    """
-    v = _mixture(units, alpha, tuning)
-    return min(1.0, math.exp(0.5 * math.log1p(v) - z * z * v / (2 * (v + 1))))
-
-
-def always_valid_multiplier(units: int, alpha: float, tuning: float) -> float:
-    """Half-width, in standard errors, of the confidence sequence that :func:`always_valid_p` inverts."""
-    v = _mixture(units, alpha, tuning)
-    return math.sqrt(2 * (v + 1) / v * math.log(math.sqrt(v + 1) / alpha))
 
 
 def adjust(p_values: Mapping[str, float], method: str, alpha: float) -> dict[str, float]:

@@ -18,6 +18,7 @@ from tea_tasting.metrics import RatioOfMeans
 from recsys.errors import Refused
 from recsys.evaluation.ab.units import Metric, Units
 from recsys.evaluation.intervals import Interval, welch_means
+from recsys.evaluation.sequential import always_valid_multiplier, always_valid_p
 
 TUNING = 5_000.0  # units at which an always-valid interval is tightest, unless the plan says otherwise
 
@@ -128,29 +129,20 @@ def _adjusted_variances(control: Aggregates, treatment: Aggregates, metric: Metr
 
 
 def always_valid(fixed: Interval, n: int, confidence: float = 0.95, tuning: float = TUNING) -> Interval:
-    """The interval that holds at every look, from one made for a single look.
-
-    Half width se sqrt(n) sqrt(2 (n r^2 + 1) ln(sqrt(n r^2 + 1) / a) / (n r)^2), with r^2 = (-2 ln a + ln(1 - 2 ln a))
-    / tuning; the p-value is the smallest a (at that r) whose interval excludes 0.
+    """The interval that holds at every look, from one made for a single look (:mod:`recsys.evaluation.sequential`).
 
     Args:
         fixed: estimate and standard error.
         n: units of both arms at this look.
         confidence: coverage over all looks together.
         tuning: n at which the interval is tightest; fixed before results exist.
-
-    References:
-        Waudby-Smith, Arbour, Sinha, Kennedy, Ramdas (2024). Time-uniform central limit theory and asymptotic
-        confidence sequences. Annals of Statistics 52(6), equation 9 of the preprint; as used by GrowthBook (gbstats).
     """
     if fixed.se is None or not tuning > 0:
         raise Refused("an always-valid interval needs a standard error and a positive tuning parameter")
-    alpha = 1 - confidence
-    rate = n * (-2 * np.log(alpha) + np.log(1 - 2 * np.log(alpha))) / tuning
-    half = fixed.se * float(np.sqrt(2 * (rate + 1) / rate * np.log(np.sqrt(rate + 1) / alpha)))
-    p_value = 1.0 if fixed.estimate == 0 else 0.0
+    half = fixed.se * always_valid_multiplier(n, 1 - confidence, tuning)
     if fixed.se > 0:
-        exponent = (fixed.estimate / fixed.se) ** 2 * rate / (2 * (rate + 1))
-        p_value = float(min(1.0, np.exp(0.5 * np.log(rate + 1) - exponent)))
+        p_value = always_valid_p(fixed.estimate / fixed.se, n, 1 - confidence, tuning)
+    else:
+        p_value = 1.0 if fixed.estimate == 0 else 0.0
     return replace(fixed, low=fixed.estimate - half, high=fixed.estimate + half, p_value=p_value,
                    method="always_valid")
