@@ -110,13 +110,16 @@ def _clouds(statement: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _diagnostics(lift: Mapping[str, Any]) -> list[str]:
-    """Keys of diagnostics that are one number or word per arm, the well-known ones first."""
+    """Keys of diagnostics that are one number or word per arm: the well-known ones, or all where none of them is there.
+
+    A page is too narrow for all; the rest stands in lift.json.
+    """
     seen: dict[str, None] = {}
     for arm in lift["arms"].values():
         for key, value in (arm.get("diagnostics") or {}).items():
             if not isinstance(value, Mapping | list):
                 seen[key] = None
-    return [k for k in words.DIAGNOSTICS if k in seen] + sorted(k for k in seen if k not in words.DIAGNOSTICS)
+    return [k for k in words.DIAGNOSTICS if k in seen] or sorted(seen)
 
 
 def _estimators(lift: Mapping[str, Any]) -> dict[str, dict[str, float]]:

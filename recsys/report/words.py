@@ -22,7 +22,7 @@ METHODS = {"offpolicy": "off-policy estimation from logged propensities", "rando
 DIAGNOSTICS = {"ess": "effective sample size", "effective_clicks": "effective clicks", "max_weight": "largest weight",
                "mean_weight": "mean weight", "mean_weight_se": "its standard error",
                "top_1_percent_weight_share": "weight held by the top 1 %",
-               "ess_share": "effective share of rows", "shown_outside_policy": "shown, but outside the policy"}
+               "support_gaps": "support gaps"}
 DECISIONS = {"Ship": ("▲", "better"), "Roll back": ("▼", "worse"), "Review": ("◇", "inconclusive"),
              "Not enough data": ("◆", "inconclusive")}
 """Verdict of the decision rule -> sign, and the class that colours it; the words stand beside it."""
