@@ -25,6 +25,14 @@ from recsys.evaluation.randomized import oracle_lift, picked, read_tests, value_
 from recsys.models.ridge import fit_ridge
 from recsys.training.ridge import training_rows
 
+# Beside the shipped arms: the headline read twice, so that its first words are seen with the last ones in mind (four
+# times the work), and that beside MiniLM.
+MORE = [
+    'encoders.smollm2_echo={kind: llama, model: smollm2-135m, layer: 24, pooling: mean_all, prompt: "{text}\\n{text}", '
+    "batch_tokens: 512}",
+    "arms.smollm2_echo={content: smollm2_echo}", "arms.minilm_and_echo={content: [minilm, smollm2_echo]}",
+]
+
 
 def lifts(table: pa.Table, arms: dict[str, tuple[list[str], np.ndarray]], held: np.ndarray,
           penalties: tuple[float, ...]) -> dict[str, float]:
@@ -48,7 +56,7 @@ def main() -> None:
     parser.add_argument("--test-share", type=float, default=0.25)
     parser.add_argument("--set", action="append", default=[], help="override of experiments/upworthy.yaml")
     args = parser.parse_args()
-    config = load_config("upworthy", args.set)
+    config = load_config("upworthy", [*MORE, *args.set])
     prepare(config.data.recipe, args.work / "data")
     ads, table = read_parquet(args.work / "data" / "ads.parquet"), read_parquet(
         args.work / "data" / "impressions.parquet", IMPRESSIONS)
