@@ -57,8 +57,9 @@ def embed_texts(ads: pa.Table, config: EncoderConfig, out: str | Path, *, device
 
             stage "embed", model_id, model_revision, pooling, texts, tokens, seconds (of encoding, loading left out),
             device, device_name, parameters, flops (2 * parameters * tokens), utilisation (flops a second over the
-            fastest matrix product measured on the device; null without a network), cached_texts (already there when
-            the store was last added to)
+            fastest matrix product measured on the device; null without a network), positions (tokens and padding
+            that were computed), padding_share (of positions), tokens_per_second, price_row (of a hosted model),
+            cached_texts (already there when the store was last added to)
 
         all but the last of them totals over every run that added to the store.
 
@@ -86,7 +87,8 @@ def embed_texts(ads: pa.Table, config: EncoderConfig, out: str | Path, *, device
         table, usage = parts.collect(missing)
         whole = table if held is None else pa.concat_tables([held, table])
         write_content(whole, stage.path(CONTENT_FILE))
-        write_json(stage.path(USAGE_FILE), _usage(encoder, usage, before, cached=len(have)))
+        write_json(stage.path(USAGE_FILE),
+                   {**_usage(encoder, usage, before, cached=len(have)), "price_row": config.price})
         stage.rows = {"content": whole.num_rows}
         stage.facts = {**identity, "dim": encoder.dim, "embedded": table.num_rows, "cached": len(have),
                        "encoder": config.model_dump(mode="json")}
@@ -172,10 +174,14 @@ def _usage(encoder: Encoder, runs: list[dict[str, Any]], before: dict[str, Any] 
     # What the device could have done in the time: utilisation is flops over it, in total as in each part.
     possible = sum(r["seconds"] * r["ceiling"] for r in runs if r["ceiling"])
     possible += before["flops"] / before["utilisation"] if before["utilisation"] else 0.0
+    # A store of an earlier version says nothing of padding: its tokens count as unpadded.
+    positions = before.get("positions", before["tokens"]) + sum(r.get("positions", r["tokens"]) for r in runs)
+    tokens, seconds = before["tokens"] + tokens, before["seconds"] + sum(r["seconds"] for r in runs)
     return {
         "stage": "embed", "model_id": encoder.model_id, "model_revision": encoder.revision, "pooling": encoder.pooling,
-        "texts": before["texts"] + sum(r["texts"] for r in runs), "tokens": before["tokens"] + tokens,
-        "seconds": before["seconds"] + sum(r["seconds"] for r in runs), "device": encoder.device,
+        "texts": before["texts"] + sum(r["texts"] for r in runs), "tokens": tokens, "seconds": seconds,
+        "positions": positions, "padding_share": 1 - tokens / positions if positions else 0.0,
+        "tokens_per_second": tokens / seconds if seconds > 0 else None, "device": encoder.device,
         "device_name": device_name(encoder.device), "parameters": parameters, "flops": flops,
         # The ceiling is one short measurement: on a busy machine the work itself may do better than it.
         "utilisation": min(flops / possible, 1.0) if possible else None, "cached_texts": cached,

@@ -107,10 +107,11 @@ class TransformerEncoder:
         self._ensure_loaded()
         ids, spans = self._tokenize(texts)
         # Results stay on the device until the end, so that a GPU is not made to wait after every batch.
-        vectors = torch.zeros(len(texts), self.dim, device=self.device)
+        vectors, positions = torch.zeros(len(texts), self.dim, device=self.device), 0
         with torch.inference_mode():
             for rows in padded_batches([len(i) for i in ids], self.config.batch_tokens):
                 width = len(ids[rows[0]])
+                positions += len(rows) * width
                 batch = np.zeros((2, len(rows), width), np.int64)  # pad id 0: masked or causally unseen everywhere
                 pooled = np.zeros((len(rows), width), bool)
                 for at, row in enumerate(rows):
@@ -121,7 +122,7 @@ class TransformerEncoder:
                 hidden = self._hidden(tensors[0], tensors[1])
                 out = self._pool(hidden, torch.from_numpy(pooled).to(self.device))
                 vectors[torch.tensor(rows, device=self.device)] = out.float()
-        return EncodedBatch(vectors.cpu().numpy(), np.array([len(i) for i in ids], np.int32))
+        return EncodedBatch(vectors.cpu().numpy(), np.array([len(i) for i in ids], np.int32), positions)
 
     def _hidden(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Hidden states [rows, width, dim] of the requested layer, from ids and mask [rows, width]."""

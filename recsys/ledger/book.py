@@ -1,7 +1,8 @@
 """Measured work -> money: COSTS rows in the columns of FOCUS 1.2 (FinOps Open Cost and Usage Specification).
 
 A *usage* is what a stage says about the work of one model: its stage, tokens, measured seconds, device. Booking one
-multiplies the measured seconds with the price of the machine they ran on. Nobody sends an invoice for these rows, so
+multiplies the measured seconds with the price of the machine they ran on; one that names the ``price_row`` of a hosted
+API multiplies the tokens that the API counted with its price. Nobody sends an invoice for these rows, so
 ``x_IsEstimated`` is true and billed, contracted, list and effective cost are all list price x time; the interval
 ``x_CostLow``..``x_CostHigh`` runs from the lowest spot price to the list price. What a hosted API would have charged
 for the same tokens stands in ``SkuPriceDetails`` as an alternative and enters no total.
@@ -45,7 +46,8 @@ def book(
     Args:
         usages: one mapping per piece of work. ``stage`` (one of :data:`STAGES`) and ``seconds`` (wall clock, >= 0) are
             required. Read where present: ``model_id``, ``model_revision``, ``tokens``, ``tokens_out``, ``device``
-            ("cpu", "cuda", "cuda:0"), ``device_name``, ``flops``, ``utilisation`` (of the device's peak, 0..1),
+            ("cpu", "cuda", "cuda:0", "remote"), ``price_row`` (of a hosted model; its tokens are priced, not the
+            seconds), ``device_name``, ``flops``, ``utilisation`` (of the device's peak, 0..1),
             ``batch_size``, ``cache_hit``, ``feature_set_id``, ``started`` (datetime or ISO text), ``machine`` and
             ``arm_id`` (over the arguments of that name), ``pretrained`` (default: an embedding that took FLOPs).
         card: the price card.
@@ -72,7 +74,10 @@ def book(
     sunk: set[tuple[str, str, str]] = set()
     for index, usage in enumerate(usages):
         _check(usage, index)
-        price = card.get(str(usage.get("machine") or machine))
+        price = card.get(str(usage.get("price_row") or usage.get("machine") or machine))
+        if usage.get("price_row") and price.unit == "hour":
+            raise InputError("a machine's price row for a hosted model", file="usage", column="price_row", row=index,
+                             got=price.id, expected="a row priced by the million tokens")
         named = usage.get("arm_id")
         for arm in [str(named)] if named else arms:
             share = 1.0 if named else 1.0 / len(arms)
@@ -151,19 +156,23 @@ def _pretrained(usage: Mapping[str, Any]) -> bool:
 def _row(usage: Mapping[str, Any], card: PriceCard, price: PriceRow, share: float, now: dt.datetime,
          impressions: int | None, shared_by: list[str] | None) -> dict[str, Any]:
     seconds = float(usage["seconds"]) * share
-    hours = seconds / _HOUR
+    hosted = price.unit == "million tokens"
+    paid = (usage.get("tokens") or 0) * share
+    tokens = round(paid)
+    quantity = paid / 1e6 if hosted else seconds / _HOUR
     low, high = price.price_range
-    cost = high * hours
+    cost = high * quantity
     device = str(usage.get("device") or "cpu")
-    tokens = round((usage.get("tokens") or 0) * share)
     return _period(usage, now) | {
         "BilledCost": cost, "ContractedCost": cost, "EffectiveCost": cost, "ListCost": cost,
-        "BillingAccountId": "estimate", "BillingAccountName": "Estimate from measured seconds",
+        "BillingAccountId": "estimate",
+        "BillingAccountName": "Estimate from counted tokens" if hosted else "Estimate from measured seconds",
         "BillingCurrency": card.currency, "ChargeCategory": "Usage", "ChargeClass": "",
         "ChargeDescription": f"{usage['stage']} {usage.get('model_id') or ''}".strip() + f" on {price.sku}",
         "InvoiceIssuerName": price.provider, "ProviderName": price.provider, "PublisherName": price.provider,
-        "PricingQuantity": hours, "PricingUnit": "Hours", "PricingCategory": "Standard", "ListUnitPrice": high,
-        "ConsumedQuantity": seconds, "ConsumedUnit": "Seconds",
+        "PricingQuantity": quantity, "PricingUnit": "1M Tokens" if hosted else "Hours",
+        "PricingCategory": "Standard", "ListUnitPrice": high,
+        "ConsumedQuantity": paid if hosted else seconds, "ConsumedUnit": "Tokens" if hosted else "Seconds",
         "ServiceCategory": "AI and Machine Learning", "ServiceName": price.service,
         "SkuId": price.sku, "SkuPriceId": f"{card.name}/{price.id}", "RegionId": price.region,
         "SkuPriceDetails": json.dumps(_price_details(usage, card, price, tokens), sort_keys=True),
@@ -171,12 +180,13 @@ def _row(usage: Mapping[str, Any], card: PriceCard, price: PriceRow, share: floa
         "Tags": json.dumps(_tags(usage, device, price), sort_keys=True),
         "x_Stage": usage["stage"], "x_ModelId": usage.get("model_id"), "x_ModelRevision": usage.get("model_revision"),
         "x_TokensIn": tokens, "x_TokensOut": round((usage.get("tokens_out") or 0) * share),
-        "x_Seconds": seconds, "x_Device": device, "x_GpuSeconds": 0.0 if device.startswith("cpu") else seconds,
+        "x_Seconds": seconds, "x_Device": device,
+        "x_GpuSeconds": 0.0 if device.startswith(("cpu", "remote")) else seconds,
         "x_MFU": usage.get("utilisation"), "x_BatchSize": usage.get("batch_size"),
         "x_CacheHit": usage.get("cache_hit"), "x_FeatureSetId": usage.get("feature_set_id"),
         "x_PriceSource": card.citation(price), "x_PriceAsOf": price.as_of or card.as_of,
         "x_AmortisationRule": _rule(impressions, shared_by),
-        "x_CostLow": low * hours, "x_CostHigh": high * hours, "x_IsEstimated": True,
+        "x_CostLow": low * quantity, "x_CostHigh": high * quantity, "x_IsEstimated": True,
     }
 
 
@@ -190,6 +200,8 @@ def _rule(impressions: int | None, shared_by: list[str] | None) -> str:
 
 
 def _price_details(usage: Mapping[str, Any], card: PriceCard, price: PriceRow, tokens: int) -> dict[str, Any]:
+    if price.unit == "million tokens":
+        return {"list_per_million_tokens": price.list_price}
     details: dict[str, Any] = {"list_per_hour": price.list_price,
                                "spot_per_hour": None if price.spot is None else [price.spot.low, price.spot.high]}
     api = card.token_price_range("embedding")
