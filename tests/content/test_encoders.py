@@ -277,3 +277,16 @@ def test_minilm_knows_what_belongs_together():
         ["Cheap flights to Paris", "Low-cost air tickets to France", "How to knit a warm scarf"]).vectors
     assert vectors.shape == (3, 384)
     assert vectors[0] @ vectors[1] > 0.6 > 0.3 > vectors[0] @ vectors[2]
+
+
+@pytest.mark.parametrize("ahead", [1, 5, 13, 14])
+def test_tokenising_ahead_changes_nothing(tiny_llama, monkeypatch, ahead):
+    encoder = llama(tiny_llama)
+    whole = encoder.encode(AWKWARD)
+    monkeypatch.setattr("recsys.content.transformer.TOKENISED_AHEAD", ahead)
+    parts = encoder.encode(AWKWARD)
+    assert np.allclose(parts.vectors, whole.vectors, atol=1e-5)
+    assert (parts.tokens == whole.tokens).all()
+    monkeypatch.setattr(encoder, "_tokenize", lambda texts: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # what fails in the thread is not lost there
+        encoder.encode(AWKWARD)
