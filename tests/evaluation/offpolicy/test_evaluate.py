@@ -217,6 +217,15 @@ def test_effective_sample_size_of_two_is_refused(tmp_path: Path):
     assert "effective sample size 2.0" in made["refused"]
 
 
+def test_one_unit_with_half_of_the_rows_is_refused(tmp_path: Path):
+    log, policy = written(tmp_path)
+    half = rows(log) // 2
+    names = ["heavy" if i < half else f"u{i % 400}" for i in range(rows(log))]
+    code, made = ope(changed(log, user_id=names), policy)
+    assert code == 3
+    assert "of equal size" in made["refused"]
+
+
 def test_direct_method_alone_is_refused(tmp_path: Path):
     code, made = ope(*written(tmp_path), "--estimators", "dm")
     assert code == 3
