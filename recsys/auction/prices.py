@@ -78,10 +78,13 @@ def slot_prices(
         bid_exponent: squashing, 1 ranks by expected revenue, 0 by click rate alone.
         reserve: lowest price per click.
         position: clicks that a slot brings, falling, in any scale: float[slots], or float[n, slots, K] where they
-            depend on the candidate. Needed for ``vcg`` with several slots, read by no other mechanism.
+            depend on the candidate. Needed for ``vcg`` with several slots; checked, and not used, elsewhere.
 
     Returns:
         float64[n, slots, K], currency per click, never above the candidate's own bid.
+
+    Raises:
+        InputError: as :func:`auction_inputs`, an unknown mechanism, slot effects that rise, are negative or do not fit.
 
     References:
         Edelman, Ostrovsky, Schwarz (2007). Internet advertising and the generalized second-price auction.
@@ -91,13 +94,17 @@ def slot_prices(
     bid, rate = auction_inputs(bids, pctr, slots, bid_exponent)
     if mechanism not in MECHANISMS:
         raise InputError("no such mechanism", got=mechanism, expected=" | ".join(MECHANISMS))
+    several = mechanism == "vcg" and slots > 1
+    effect = None
+    if several or position is not None:  # wrong effects are wrong input, whoever reads them
+        effect = _effects(position, (len(bid), slots, bid.shape[1]))
     if mechanism == "first_price":
         return np.broadcast_to(bid[:, None, :], (len(bid), slots, bid.shape[1])).copy()
     price = np.maximum(thresholds(bid, rate, slots, bid_exponent), reserve)
     # Above its bid nobody is charged, in whatever order a randomised policy put them.
     price = np.minimum(price, bid[:, None, :])
-    if mechanism == "vcg" and slots > 1:
-        effect = _effects(position, price.shape)
+    if several:
+        assert effect is not None
         for s in range(slots - 2, -1, -1):
             kept = np.divide(effect[:, s + 1], effect[:, s], out=np.zeros_like(effect[:, s]), where=effect[:, s] > 0)
             price[:, s] = (1 - kept) * price[:, s] + kept * price[:, s + 1]

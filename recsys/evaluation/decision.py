@@ -5,7 +5,8 @@ An arm is judged on the goal and on every guardrail.
 * Goal: the relative lift is tested, two-sided, against the minimum effect m. ``met``: above m; ``missed``: below m;
   ``open``: neither. P-values are adjusted over the arms (Holm or Benjamini-Hochberg, statsmodels).
 * Guardrail: ``harmed``: the whole interval lies beyond the tolerated harm; ``kept``: none of it does; ``unclear``:
-  neither. An arm has to keep all of them, so they are not adjusted: asking for every one only makes Ship rarer.
+  neither, or its own evidence is exploratory (60 hides are few, whatever the number of clicks). An arm has to keep all
+  of them, so they are not adjusted: asking for every one only makes Ship rarer.
 
 =========== ============== ============ =================
 goal        any guardrail  evidence     verdict
@@ -186,6 +187,8 @@ def _guardrail(report: Mapping[str, Any], name: str, guard: Any, config: Experim
             return {**out, "note": "no standard error to widen for several looks"}
         half = _multiplier(units, config, alpha) * found["se"]
         lift = {"estimate": lift["estimate"], "low": lift["estimate"] - half, "high": lift["estimate"] + half}
+    if found.get("label") == "exploratory":  # its own events are few, however many clicks there are
+        return {**out, "change": lift, "note": "exploratory evidence"}
     return {**out, "status": read_guardrail(lift["low"], lift["high"], guard.better, guard.tolerated), "change": lift}
 
 

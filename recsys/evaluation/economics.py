@@ -19,12 +19,27 @@ import numpy as np
 import pyarrow as pa
 
 from recsys.evaluation.intervals import Floats
-from recsys.evaluation.offpolicy import Estimator, Joined, Log, join_policy, pseudo_outcomes
+from recsys.evaluation.offpolicy import (
+    METRICS,
+    Estimator,
+    Joined,
+    Log,
+    effective,
+    join_policy,
+    outcomes_of,
+    pseudo_outcomes,
+)
+
+
+def offpolicy_events(log: Log, arm: Joined) -> dict[str, float]:
+    """Metric -> effective events (sum w |r|)^2 / sum (w r)^2, of the metrics that the log and the policy can tell."""
+    found = {metric: outcomes_of(log, arm, metric) for metric in METRICS}
+    return {metric: effective(arm.weight * np.abs(o.reward)) for metric, o in found.items() if o is not None}
 
 
 def economics_rows(table: pa.Table, log: Log, policy: pa.Table, arm: Joined, made: dict[str, Floats | None],
-                   estimator: Estimator = "dr") -> dict[str, Floats]:
-    """Rows of the metrics of this module that the log and the policy can tell.
+                   estimator: Estimator = "dr") -> tuple[dict[str, Floats], dict[str, float]]:
+    """Rows of the metrics of this module that the log and the policy can tell, and each one's effective events.
 
     Args:
         table: the log; ``hide`` is read where it is there without nulls.
@@ -35,6 +50,8 @@ def economics_rows(table: pa.Table, log: Log, policy: pa.Table, arm: Joined, mad
         estimator: as for the other metrics.
     """
     out: dict[str, Floats] = {}
+    events: dict[str, float] = {}
+    known = offpolicy_events(log, arm)
     revenue, clicks = made.get("revenue_per_mille"), made.get("ctr")
     if revenue is not None and "bid" in policy.column_names:
         # Welfare is the revenue of a policy that charges every click its bid.
@@ -43,12 +60,19 @@ def economics_rows(table: pa.Table, log: Log, policy: pa.Table, arm: Joined, mad
         welfare = pseudo_outcomes(log, worth, "revenue_per_mille", estimator)
         if welfare is not None:
             out |= {"welfare_per_mille": welfare, "surplus_per_mille": welfare - revenue}
+            assert worth.price is not None
+            assert arm.price is not None
+            events["welfare_per_mille"] = effective(arm.weight * log.click * worth.price)
+            kept = arm.weight * log.click * np.abs(worth.price - arm.price)
+            events["surplus_per_mille"] = effective(kept) or events["welfare_per_mille"]  # 0 under first prices
     if revenue is not None and clicks is not None and float(clicks.mean()) > 0:
         rate, paid = float(clicks.mean()), revenue / 1000
         cost = float(paid.mean()) / rate
         out["cost_per_click"] = cost + (paid - cost * clicks) / rate
+        events["cost_per_click"] = min(known["revenue_per_mille"], known["ctr"])
     if "hide" in table.column_names and not table.column("hide").null_count:
         hide = table.column("hide").to_numpy().astype(np.float64)
         usual = 0.0 if estimator == "ips" else float(hide.mean())
         out["hide"] = usual + arm.weight * (hide - usual)
-    return out
+        events["hide"] = effective(arm.weight * hide)
+    return out, events

@@ -25,7 +25,7 @@ from recsys.config import ExperimentConfig
 from recsys.errors import InputError, Refused
 from recsys.evaluation import health, offpolicy, randomized
 from recsys.evaluation.decision import GoalTest, decide, policy_words
-from recsys.evaluation.economics import economics_rows
+from recsys.evaluation.economics import economics_rows, offpolicy_events
 from recsys.evaluation.intervals import (
     EXPLORATORY_CLUSTERS,
     MIN_CLUSTERS,
@@ -46,12 +46,21 @@ Truth = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class ArmRows:
-    """One arm on the shared log: metric name to float64[n] rows whose mean is the arm's value of that metric."""
+    """One arm on the shared log.
+
+    Attributes:
+        rows: metric -> float64[n] rows whose mean is the arm's value of that metric.
+        choice: the interval rule applied to this arm's goal.
+        ess: effective sample size of its weights.
+        events: metric -> effective events, (sum w |r|)^2 / sum (w r)^2 of that metric's own r: clicks, hides, revenue.
+        top_share: share of the weight that the largest 1 % of weights carry.
+        diagnostics: for the report.
+    """
 
     rows: dict[str, Floats]
     choice: Choice
     ess: float
-    effective_clicks: float
+    events: dict[str, float]
     top_share: float
     diagnostics: dict[str, Any]
 
@@ -77,12 +86,16 @@ class Comparison:
             raise Refused(f"the interval has no finite end ({choice.reason}): the log cannot tell this ratio at all")
         return made
 
-    def choice_of(self, *names: str) -> Choice:
-        """The interval rule applied to the worst of the named arms."""
+    def choice_of(self, metric: str, *names: str) -> Choice:
+        """The interval rule applied to the worst of the named arms, by the metric's own events.
+
+        Raises:
+            Refused: too little evidence of this metric, however much there is of another.
+        """
         arms = [self.arms[n] for n in names]
         if not self.paired:
             return arms[0].choice
-        return choose_interval(min(a.ess for a in arms), min(a.effective_clicks for a in arms),
+        return choose_interval(min(a.ess for a in arms), min(a.events[metric] for a in arms),
                                int(self.clusters.max()) + 1, max(a.top_share for a in arms))
 
     def lift(self, name: str, against: str, metric: str, null: float = 0.0) -> Interval:
@@ -90,19 +103,19 @@ class Comparison:
 
         ``null`` is the lift that the p-value is about.
         """
-        choice = self.choice_of(name, against)
+        choice = self.choice_of(metric, name, against)
         made = self.ratio(self.arms[name].rows[metric], self.arms[against].rows[metric], choice, 1.0 + null)
         return _at_least(made.shifted(-1.0), -1.0)
 
     def value(self, name: str, metric: str) -> Interval:
         """An arm's own value."""
-        return _at_least(self.ratio(self.arms[name].rows[metric], 1.0, self.choice_of(name), None), 0.0)
+        return _at_least(self.ratio(self.arms[name].rows[metric], 1.0, self.choice_of(metric, name), None), 0.0)
 
     def difference(self, name: str, against: str, metric: str, relative: bool) -> Interval:
         """Difference of two arms' values, absolute, or as a difference of lifts (divided by the baseline's value)."""
         rows = self.arms[name].rows[metric] - self.arms[against].rows[metric]
         below: Floats | float = self.arms[self.baseline].rows[metric] if relative else 1.0
-        return self.ratio(rows, below, self.choice_of(name, against, self.baseline), 0.0)
+        return self.ratio(rows, below, self.choice_of(metric, name, against, self.baseline), 0.0)
 
 
 def _at_least(made: Interval, floor: float) -> Interval:
@@ -122,7 +135,7 @@ def _arm_entry(c: Comparison, name: str, costs: Costs, truth: Truth | None) -> d
     lift, absolute = (None, None) if base else (c.lift(name, c.baseline, c.goal),
                                                 c.difference(name, c.baseline, c.goal, relative=False))
     value = c.value(name, c.goal)
-    choice = c.choice_of(name) if base else c.choice_of(name, c.baseline)
+    choice = c.choice_of(c.goal, name) if base else c.choice_of(c.goal, name, c.baseline)
     entry: dict[str, Any] = {
         "lift": NO_LIFT if lift is None else _ends(lift), "p_value": None if lift is None else lift.p_value,
         "se": None if lift is None else lift.se,
@@ -145,8 +158,13 @@ def _arm_entry(c: Comparison, name: str, costs: Costs, truth: Truth | None) -> d
 
 
 def _secondary(c: Comparison, name: str, metric: str, truth: Truth | None) -> dict[str, Any]:
-    value = c.value(name, metric)
-    entry: dict[str, Any] = {"value": value.estimate, "value_interval": {"low": value.low, "high": value.high}}
+    try:
+        value, choice = c.value(name, metric), c.choice_of(metric, name, c.baseline)
+    except Refused as refused:  # this metric's events are too few: the goal's may carry an interval all the same
+        return {"value": float(c.arms[name].rows[metric].mean()), "value_interval": None, "lift": None,
+                "refused": str(refused)}
+    entry: dict[str, Any] = {"value": value.estimate, "value_interval": {"low": value.low, "high": value.high},
+                             "label": choice.label, "interval_method": value.method, "interval_reason": choice.reason}
     if name == c.baseline:
         return {**entry, "lift": NO_LIFT, "absolute_lift": NO_LIFT,
                 **_truth(name, c, truth, _ends(value), NO_LIFT, metric)}
@@ -155,8 +173,8 @@ def _secondary(c: Comparison, name: str, metric: str, truth: Truth | None) -> di
         absolute = c.difference(name, c.baseline, metric, relative=False)
     except Refused as refused:
         return {**entry, "lift": None, "refused": str(refused)}
-    return {**entry, "lift": _ends(made), "se": made.se, "absolute_lift": _ends(absolute),
-            **_truth(name, c, truth, _ends(value), _ends(made), metric)}
+    return {**entry, "interval_method": made.method, "lift": _ends(made), "se": made.se,
+            "absolute_lift": _ends(absolute), **_truth(name, c, truth, _ends(value), _ends(made), metric)}
 
 
 def _truth(name: str, c: Comparison, truth: Truth | None, value: dict[str, float], lift: dict[str, float],
@@ -277,11 +295,13 @@ def offpolicy_lift(
                                    f"{facts['mean_weight']:.4f} +- {facts['mean_weight_se']:.4f}, expected 1"))
         made: dict[str, Floats | None] = {
             m: offpolicy.pseudo_outcomes(seen, arm, m, estimator) for m in offpolicy.METRICS}
-        made |= economics_rows(log, seen, policy, arm, made, estimator)
+        events = offpolicy_events(seen, arm)
+        extra, extra_events = economics_rows(log, seen, policy, arm, made, estimator)
+        made, events = made | extra, events | extra_events
         top = facts["top_1_percent_weight_share"]
         choice = choose_interval(facts["ess"], facts["effective_clicks"], int(seen.clusters.max()) + 1, top)
         arms[name] = ArmRows({m: x for m, x in made.items() if x is not None}, choice, facts["ess"],
-                             facts["effective_clicks"], top, {**facts, "estimator": estimator})
+                             events, top, {**facts, "estimator": estimator})
     checks += [health.duplicates(log), health.unit_of_analysis(log, ev.unit), *health.split_audit(audit)]
     comparison = Comparison(arms, config.baseline_arm, ev.goal, seen.clusters, ev.confidence, ev.bootstrap, config.seed,
                             paired=True)
@@ -322,7 +342,7 @@ def randomized_lift(
         facts = {"oracle_lift": headroom, "viewers": int(tests.trials.sum()), "clicks": int(tests.successes.sum()),
                  "tests_with_ties": int((np.bincount(tests.test, pick > 0) > 1).sum()),
                  "rows_left_aside": tests.dropped}
-        arms[name] = ArmRows({"ctr": randomized.value_per_test(tests, pick)}, choice, float(len(tests.size)), 0.0, 0.0,
+        arms[name] = ArmRows({"ctr": randomized.value_per_test(tests, pick)}, choice, float(len(tests.size)), {}, 0.0,
                              facts)
     comparison = Comparison(arms, config.baseline_arm, ev.goal, tests.cluster, ev.confidence, ev.bootstrap, config.seed,
                             paired=False)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ STAGES = ("embed", "finetune", "train", "index", "store", "score", "online-score
 """Stages that a usage may name; ``pretrain`` is booked by this module alone."""
 PRETRAIN = "pretrain"
 _HOUR, _GB = 3600.0, 1e9
+_DEVICE = re.compile(r"cpu|(cuda|mps)(:\d+)?")
 
 
 def book(
@@ -149,6 +151,9 @@ def _check(usage: Mapping[str, Any], index: int) -> None:
     for key in ("tokens", "tokens_out", "flops", "utilisation", "batch_size"):
         if usage.get(key) is not None and not _amount(usage[key]):
             raise bad(key, "a finite amount >= 0, or nothing")
+    # GPU seconds and price mismatches are read off the device's type; a processor's own name would count as a GPU.
+    if not _DEVICE.fullmatch(str(usage.get("device") or "cpu")):
+        raise bad("device", "cpu, cuda or cuda:0 (the processor's own name is device_name)")
     if (usage.get("utilisation") or 0) > 1:
         raise bad("utilisation", "a share of the device's peak in [0, 1]")
 

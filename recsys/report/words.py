@@ -171,10 +171,25 @@ def headline(lift: Mapping[str, Any], statement: Mapping[str, Any] | None = None
     else:
         text = (f"No arm stands out from {baseline}. The highest estimate is {best}'s, "
                 f"{signed_percent(interval['estimate'])} in {goal}, and the data are consistent with anything from "
-                f"{interval_text(interval)} ({level(lift)} interval). That is not evidence of no effect.")
+                f"{interval_text(interval)} ({level(lift)} interval).")
+    text += _against_the_rule(lift, best, clear=(interval.get("low") or 0) > 0)
     if arms[best].get("label") == "exploratory":
         text = "Exploratory, on little evidence: " + text
     return _decided(lift) + text + _llama(arms, best) + _substitute(statement, best, str(baseline))
+
+
+def _against_the_rule(lift: Mapping[str, Any], best: str, clear: bool) -> str:
+    """Why the verdict on the best arm is what it is, where its interval beside zero does not say so."""
+    decision = lift.get("decision") or {}
+    harmed = [name_of(m) for m, found in ((decision.get("guardrails") or {}).get(best) or {}).items()
+              if found.get("status") == "harmed"]
+    text = ""
+    if (decision.get("goal") or {}).get(best) == "missed":
+        least = lift.get("minimum_effect")
+        text = f" That is below {f'the minimum effect of {percent(least)} that was asked for' if least else 'zero'}."
+    elif not clear:
+        text = " That is not evidence of no effect."
+    return text + (f" Harmed beyond what is tolerated: {', '.join(harmed)}." if harmed else "")
 
 
 def _decided(lift: Mapping[str, Any]) -> str:

@@ -31,6 +31,7 @@ Semantic = tuple[ResidualQuantiser, np.ndarray]
 
 _EVALUATION_BATCH = 16_384
 _TRAIN_METRIC_ROWS = 1 << 17
+_USAGE = 2  # form of the usage row; models whose row is of an older form are trained again
 
 
 def train_model(split_dir: Path, model: ModelConfig, training: TrainingConfig, out: Path, *, seed: int = 0,
@@ -62,7 +63,7 @@ def train_model(split_dir: Path, model: ModelConfig, training: TrainingConfig, o
         raise InputError("this trainer trains a DLRM", column="model.kind", got=model.kind, expected="dlrm")
     split_dir, out, at = Path(split_dir), Path(out), pick_device(device)
     config = {"model": model.model_dump(mode="json"), "training": training.model_dump(mode="json"), "seed": seed,
-              "name": name, "device": at.type, "torch": torch.__version__,
+              "name": name, "device": at.type, "torch": torch.__version__, "usage": _USAGE,
               "content": None if content is None else _hash(content),
               "semantic_ids": None if semantic is None else sha256_bytes(
                   np.ascontiguousarray(semantic[1]).tobytes() + semantic[0].codebooks.tobytes())}
@@ -110,8 +111,8 @@ def _train(stage: Stage, split_dir: Path, model: ModelConfig, training: Training
         "input_stall_share": sum(s.stalled for s in states) / max(seconds, 1e-9),
         "seconds": total, "encoding_seconds": encoding,
         "epochs": [s.epochs for s in states], "best_epoch": [s.best_epoch for s in states],
-        "usage": {"stage": "train", "seconds": max(total, seconds), "device": device_name(device.type),
-                  "samples": samples, "flops": flops,
+        "usage": {"stage": "train", "seconds": max(total, seconds), "device": device.type,
+                  "device_name": device_name(device.type), "samples": samples, "flops": flops,
                   "utilisation": min(flops / max(seconds, 1e-9) / matmul_ceiling(device.type, "float32"), 1.0)},
     }
     save_bundle(stage.folder, models, data.encoder, model, name, matrix, transform,

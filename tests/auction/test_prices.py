@@ -113,8 +113,9 @@ def test_vcg_prices_follow_a_candidates_own_slot_effects() -> None:
     ({"values": [[1.0]]}, "differ in shape"), ({"bid_exponent": -1.0}, "not allowed in an auction"),
 ])
 def test_bad_auctions_are_one_line(change: dict, words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        run_auctions(**{**KNOWN, "mechanism": "vcg", **change})
+    for mechanism in MECHANISMS:
+        with pytest.raises(InputError, match=words):
+            run_auctions(**{**KNOWN, "mechanism": mechanism, **change})
 
 
 def test_vcg_without_slot_effects_is_refused() -> None:

@@ -49,7 +49,8 @@ def test_every_metric_is_found_in_the_mean_and_covered(estimator) -> None:
         own = policy("good", context, wrong=0.8)
         arm = offpolicy.join_policy(log, own)
         made = {m: offpolicy.pseudo_outcomes(log, arm, m, estimator) for m in offpolicy.METRICS}
-        rows = economics_rows(table, log, own, arm, made, estimator)
+        rows, events = economics_rows(table, log, own, arm, made, estimator)
+        assert rows.keys() == events.keys()
         assert set(rows) == {"welfare_per_mille", "surplus_per_mille", "cost_per_click", "hide"}
         np.testing.assert_allclose(rows["welfare_per_mille"] - rows["surplus_per_mille"], made["revenue_per_mille"])
         for metric, values in rows.items():
@@ -68,7 +69,7 @@ def test_linearised_cost_per_click_has_the_delta_methods_error() -> None:
     own = policy("good", context)
     arm = offpolicy.join_policy(log, own)
     made = {m: offpolicy.pseudo_outcomes(log, arm, m) for m in offpolicy.METRICS}
-    rows = economics_rows(table, log, own, arm, made)["cost_per_click"]
+    rows = economics_rows(table, log, own, arm, made)[0]["cost_per_click"]
     linear = t_interval(cluster_sums(rows, 1.0, log.clusters))
     ratio = t_interval(cluster_sums(made["revenue_per_mille"] / 1000, made["ctr"], log.clusters))
     assert linear.estimate == pytest.approx(ratio.estimate)
@@ -95,5 +96,34 @@ def test_what_is_not_there_is_left_out() -> None:
     bare = BANDIT.policy("good", context).drop_columns(["price_per_click"])
     arm = offpolicy.join_policy(log, bare)
     made = {m: offpolicy.pseudo_outcomes(log, arm, m) for m in offpolicy.METRICS}
-    assert set(economics_rows(table.drop_columns(["hide"]), log, bare, arm, made)) == set()
-    assert set(economics_rows(table, log, bare, arm, made)) == {"hide"}
+    assert set(economics_rows(table.drop_columns(["hide"]), log, bare, arm, made)[0]) == set()
+    assert set(economics_rows(table, log, bare, arm, made)[0]) == {"hide"}
+
+
+def test_each_metric_is_intervalled_by_its_own_events() -> None:
+    table, context = market(9000, 3)
+    hide = table["hide"].to_numpy().copy()
+    at = table.column_names.index("hide")
+
+    def lift_of(hides: int) -> dict:
+        kept = np.zeros_like(hide)
+        kept[np.flatnonzero(hide)[:hides]] = 1
+        arms = ["logged", "good"]
+        setting = config(arms).resolved() | {"decision": {"guardrails": [
+            {"metric": "hide", "better": "lower", "tolerated": 0.9}]}}
+        return offpolicy_lift(table.set_column(at, "hide", pa.array(kept)), {n: policy(n, context) for n in arms},
+                              type(config(arms)).model_validate(setting))
+
+    few, none = lift_of(60), lift_of(1)
+    arm = few["arms"]["good"]
+    assert arm["label"] == arm["secondary"]["revenue_per_mille"]["label"] == "confirmatory"
+    assert arm["secondary"]["hide"]["label"] == "exploratory"
+    assert "effective clicks" in arm["interval_reason"]
+    guard = few["decision"]["guardrails"]["good"]["hide"]
+    assert (guard["status"], guard["note"]) == ("unclear", "exploratory evidence")
+    assert few["decision"]["verdict"]["good"] == "Review"
+    alone = none["arms"]["good"]["secondary"]["hide"]  # one hide carries no interval; the goal keeps its own
+    assert (alone["lift"], alone["value_interval"]) == (None, None)
+    assert "no interval is published" in alone["refused"]
+    assert alone["value"] >= 0
+    assert none["arms"]["good"]["lift"] == arm["lift"]

@@ -81,12 +81,63 @@ def test_planned_looks_and_always_valid_may_look_again(tmp_path: Path) -> None:
     assert look(config(peeking="always_valid"), tmp_path / "always", "day 3")["looks"] == 3
 
 
-def test_another_experiment_in_the_folder_begins_its_own_count(tmp_path: Path) -> None:
+def test_looks_are_only_ever_added_whatever_else_changes_in_the_folder(tmp_path: Path) -> None:
     register(config(), tmp_path)
     look(config(), tmp_path, "data 1")
+    first = read_registration(tmp_path)
+    assert first is not None
     other = config({"bootstrap": 900})
-    register(other, tmp_path)
-    assert look(other, tmp_path, "data 2")["looks"] == 1
+    register(other, tmp_path)  # and is killed here
+    second = read_registration(tmp_path)
+    assert second is not None
+    assert second["looks"] == first["looks"]
+    assert second["registered"] == first["registered"]
+    assert second["history"] == [{k: v for k, v in first.items() if k not in ("looks", "history")}]
+    changed = config({"bootstrap": 900}, minimum_effect=0.5)
+    with pytest.raises(Refused, match=r"changed after results existed.*minimum_effect"):
+        register(changed, tmp_path)
+    with pytest.raises(Refused, match="look 2 at growing data"):
+        look(other, tmp_path, "data 2")
+    register(config(), tmp_path)  # back again
+    back = read_registration(tmp_path)
+    assert back is not None
+    assert len(back["history"]) == 2
+    assert look(config(), tmp_path, "data 1")["looks"] == 1
+
+
+@pytest.mark.parametrize("registered", ["gone", "rewritten"])
+def test_the_rule_of_a_report_holds_though_its_registration_is_gone(registered: str, tmp_path: Path) -> None:
+    from recsys.evaluation.decision import decision_rule, rule_sha256
+
+    rule = decision_rule(config())
+    (tmp_path / "report").mkdir()
+    report = {"decision": {"rule": rule, "sha256": rule_sha256(rule)}}
+    (tmp_path / "report/lift.json").write_text(json.dumps(report))
+    changed = config(minimum_effect=0.5)
+    if registered == "rewritten":
+        register(changed, tmp_path / "elsewhere")
+        (tmp_path / "elsewhere/decision.json").rename(tmp_path / "decision.json")
+    with pytest.raises(Refused, match=r"changed after results existed.*minimum_effect"):
+        require_unchanged(changed, tmp_path)
+    require_unchanged(config(), tmp_path)
+    (tmp_path / "report/lift.json").write_text("{")
+    with pytest.raises(InputError, match="damaged report"):
+        require_unchanged(config(), tmp_path)
+
+
+def test_config_sha256_is_the_hash_that_the_report_carries(tmp_path: Path) -> None:
+    from recsys.stage import sha256_json
+
+    register(config(), tmp_path)
+    found = read_registration(tmp_path)
+    assert found is not None
+    assert found["config_sha256"] == sha256_json(config().resolved())
+    moved = ExperimentConfig.model_validate({**config().resolved(), "data": {"recipe": "none", "home": "elsewhere"}})
+    register(moved, tmp_path)
+    again = read_registration(tmp_path)
+    assert again is not None
+    assert (again["settings_sha256"], again["history"]) == (found["settings_sha256"], [])
+    assert again["config_sha256"] == sha256_json(moved.resolved())
 
 
 def test_a_folder_without_a_registration_is_said_to_have_none(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_gpu_seconds_and_a_machine_without_an_accelerator(caplog: pytest.LogCapt
 @pytest.mark.parametrize(("change", "column"), [
     ({"stage": "dream"}, "stage"), ({"seconds": -1.0}, "seconds"), ({"seconds": float("nan")}, "seconds"),
     ({"seconds": None}, "seconds"), ({"tokens": -5}, "tokens"), ({"utilisation": 1.5}, "utilisation"),
-    ({"started": "yesterday"}, "started"),
+    ({"started": "yesterday"}, "started"), ({"device": "Intel(R) Xeon(R) CPU"}, "device"),
 ])
 def test_bad_usage_is_one_line_that_says_where(change: dict, column: str) -> None:
     with pytest.raises(InputError, match=f"column {column}"):

@@ -64,6 +64,37 @@ def test_headline_without_a_clear_arm_does_not_claim_no_effect() -> None:
     assert "not evidence of no effect" in text
 
 
+@pytest.mark.parametrize(("interval", "minimum", "says", "not_says"), [
+    ((-.024, -.054, .007), .01, "That is below the minimum effect of 1.0 % that was asked for.", "no effect."),
+    ((.005, .002, .008), .01, "That is below the minimum effect of 1.0 % that was asked for.", "No arm stands out"),
+    ((-.03, -.05, -.01), 0.0, "That is below zero.", "no effect."),
+    ((-.001, -.05, .05), .01, "That is not evidence of no effect.", "minimum effect"),
+])
+def test_headline_and_verdict_say_the_same(interval: tuple, minimum: float, says: str, not_says: str) -> None:
+    from recsys.config import ExperimentConfig
+    from recsys.evaluation.decision import GoalTest, decide
+
+    estimate, low, high = interval
+    config = ExperimentConfig.model_validate({
+        "name": "x", "data": {"recipe": "none"}, "split": {"kind": "time"}, "arms": {"a": {}, "b": {}},
+        "decision": {"minimum_effect": minimum}})
+    lift = samples.minimal() | {"minimum_effect": minimum, "healthy": True}
+    lift["arms"]["b"]["lift"] = samples.interval(estimate, low, high)
+    inside = low <= minimum <= high
+    test = GoalTest(estimate, .01, .5 if inside else 1e-4, 5000, "confirmatory")
+    lift["decision"] = decide(lift, {"b": test}, config)
+    text = plain(words.headline(lift))
+    assert text.startswith("Not enough data: b. " if inside else "Roll back: b. ")
+    assert says in text
+    assert not_says not in text
+
+
+def test_headline_names_a_harmed_guardrail_beside_an_open_goal() -> None:
+    lift = samples.minimal() | {"decision": {"verdict": {"b": "Roll back"}, "goal": {"b": "open"}, "guardrails": {
+        "b": {"hide": {"status": "harmed"}, "engagement": {"status": "kept"}}}}}
+    assert words.headline(lift).endswith("Harmed beyond what is tolerated: hide rate.")
+
+
 def test_headline_of_a_failed_health_check_gives_no_number() -> None:
     text = words.headline(samples.broken())
     assert "health check failed" in text

@@ -15,7 +15,9 @@ import pytest
 import torch
 
 from recsys.config import ModelConfig, TrainingConfig
+from recsys.content.device import device_name
 from recsys.errors import InputError, RecsysError
+from recsys.ledger import book, load_card
 from recsys.training import loop, trainer
 from recsys.training.trainer import train_model
 from tests.training.toy import toy_content, toy_split, toy_table
@@ -52,6 +54,11 @@ def test_model_folder_is_complete_and_a_second_run_does_nothing(split: Path, tmp
     rows = json.loads((out / "manifest.json").read_text())["rows"]
     assert metrics["usage"]["samples"] == 2 * (2000 - rows["validation"])
     assert 0 < metrics["usage"]["utilisation"] <= 1
+    assert metrics["usage"]["device"] == "cpu"
+    assert metrics["usage"]["device_name"] == device_name("cpu")
+    (row,) = book([metrics["usage"]], load_card("2026-11"), "aws-c6a-large", "x", "arm").to_pylist()
+    assert (row["x_Device"], row["x_GpuSeconds"]) == ("cpu", 0.0)
+    assert row["ResourceId"] == device_name("cpu")
     before = (out / "metrics.json").stat().st_mtime_ns
     assert _train(split, out, content=toy_content()) == metrics
     assert (out / "metrics.json").stat().st_mtime_ns == before
