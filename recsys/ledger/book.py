@@ -32,7 +32,7 @@ STAGES = ("embed", "finetune", "train", "index", "store", "score", "online-score
 """Stages that a usage may name; ``pretrain`` is booked by this module alone."""
 PRETRAIN = "pretrain"
 _HOUR, _GB = 3600.0, 1e9
-_DEVICE = re.compile(r"cpu|(cuda|mps)(:\d+)?")
+_DEVICE = re.compile(r"cpu|remote|(cuda|mps)(:\d+)?")
 
 
 def book(
@@ -153,7 +153,7 @@ def _check(usage: Mapping[str, Any], index: int) -> None:
             raise bad(key, "a finite amount >= 0, or nothing")
     # GPU seconds and price mismatches are read off the device's type; a processor's own name would count as a GPU.
     if not _DEVICE.fullmatch(str(usage.get("device") or "cpu")):
-        raise bad("device", "cpu, cuda or cuda:0 (the processor's own name is device_name)")
+        raise bad("device", "cpu, cuda, cuda:0 or remote (the processor's own name is device_name)")
     if (usage.get("utilisation") or 0) > 1:
         raise bad("utilisation", "a share of the device's peak in [0, 1]")
 
@@ -172,11 +172,14 @@ def _common(usage: Mapping[str, Any], card: PriceCard, price: PriceRow, quantity
     """What every row has: ``quantity`` of what the price row sells, at its list price."""
     low, high = price.price_range
     cost = high * quantity
+    # One model's vectors and index are stored side by side: the line says which it is.
+    kept = usage["stage"] == "store" and usage.get("feature_set_id")
+    what = " ".join(str(w) for w in (usage["stage"], kept and f"{kept} of", usage.get("model_id")) if w)
     return _period(usage, now) | {
         "BilledCost": cost, "ContractedCost": cost, "EffectiveCost": cost, "ListCost": cost,
         "BillingAccountId": "estimate", "BillingAccountName": "Estimate from measured work",
         "BillingCurrency": card.currency, "ChargeCategory": "Usage", "ChargeClass": None,
-        "ChargeDescription": f"{usage['stage']} {usage.get('model_id') or ''}".strip() + f" on {price.sku}",
+        "ChargeDescription": f"{what} on {price.sku}",
         "InvoiceIssuerName": price.provider, "ProviderName": price.provider, "PublisherName": price.provider,
         "PricingQuantity": quantity, "PricingUnit": unit, "PricingCategory": "Standard", "ListUnitPrice": high,
         "ServiceCategory": "AI and Machine Learning", "ServiceName": price.service,
