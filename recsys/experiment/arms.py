@@ -37,18 +37,18 @@ def embed_arm(config: ExperimentConfig, arm: ArmConfig, out: Path) -> None:
         embed_texts(read_parquet(ads), config.encoders[name], out / "content" / name)
 
 
-def index_content(name: str, out: Path) -> dict[str, Any]:
+def index_content(config: ExperimentConfig, name: str, out: Path) -> dict[str, Any]:
     """Index an encoder's content vectors into ``out/index/NAME``: what retrieval would search.
 
     Returns:
-        {"factory", "n", "dim", "k", "queries", "recall"}, recall measured against exact search on the corpus's own
-        vectors.
+        {"factory", "n", "dim", "k", "queries", "recall", "target", "nprobe"}, recall measured against exact search on
+        a held-out sample of the corpus's own vectors.
     """
-    from recsys.retrieval import build_index, measured_recall
+    from recsys.retrieval import build_index
 
     store, index = out / "content" / name, out / "index" / name
-    facts = build_index(store, index, read_parquet(out / "split" / "ads.parquet"))["facts"]
-    return {**{k: facts[k] for k in ("factory", "n", "dim")}, **measured_recall(index, store)}
+    facts = build_index(store, index, read_parquet(out / "split" / "ads.parquet"), config=config.index)["facts"]
+    return {**{k: facts[k] for k in ("factory", "n", "dim")}, **facts["recall"]}
 
 
 def train_arm(config: ExperimentConfig, name: str, out: Path, model_out: Path | None = None) -> dict[str, Any]:
