@@ -3,11 +3,11 @@
     python benchmarks/index_search.py                  # 1 M x 128
     python benchmarks/index_search.py --n 100000       # a quick look
 
-The vectors are simulated, not any model's: a mixture of Gaussian clusters of unequal size around centres that themselves
-lie around fewer centres, as topics in topics, scaled to length 1; queries are drawn from the same mixture and are not in
-the corpus. Each peer's search width is the smallest of a ladder whose recall on the first half of the queries reaches the
-target; all figures are of the second half. hnswlib and usearch take part where they can be imported (PYTHONPATH).
-Every engine has all cores for the build, and one thread per search batch entry as its library deals them out.
+The vectors are simulated, not any model's: a mixture of Gaussian clusters of unequal size around centres that
+themselves lie around fewer centres, as topics in topics, scaled to length 1; queries are drawn from the same mixture
+and are not in the corpus. Each peer's search width is the smallest of a ladder whose recall on the first half of the
+queries reaches the target; all figures are of the second half. hnswlib and usearch take part where they can be
+imported (PYTHONPATH).
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ def main() -> None:
 
     flat = faiss.IndexFlatIP(arguments.dim)
     flat.add(unit)
-    _, flat_rate = rate(lambda q: flat.search(q, K)[1], measured, 1)
+    start = time.perf_counter()
+    flat.search(measured, K)
+    flat_rate = len(measured) / (time.perf_counter() - start)
     results["flat"] = {"recall": 1.0, "queries_per_s": flat_rate, "bytes_per_vector": 4 * arguments.dim}
     del flat
 
