@@ -200,13 +200,15 @@ def arm_usages(config: ExperimentConfig, name: str, out: Path) -> list[dict[str,
     Embedding, index and training as they were measured; serving: scoring the test part, scaled from its impressions to
     those between two refreshes; storage: the bytes of vectors, index and model, kept for as long.
     """
+    from recsys.retrieval import served_manifest
+
     arm, folder, money = config.arms[name], out / "arms" / name, config.money
     usages: list[dict[str, Any]] = []
     kept = [("model", folder / "model", f"{config.name}/{name}")]
     for content in arm.encoders:
         kept += [(what, out / what / content, content) for what in ("content", "index")]
         usages.append(json.loads((out / "content" / content / "usage.json").read_text()))
-        built = (read_manifest(out / "index" / content) or {})["facts"]
+        built = served_manifest(out / "index" / content)["facts"]
         usages.append({"stage": "index", "seconds": built["seconds"], "device": "cpu", "model_id": built["model_id"]})
     metrics = folder / "model" / "metrics.json"
     if metrics.is_file():

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 _PUBLIC = {"Index": "index", "build_index": "index", "LiveIndex": "live", "rollback": "versions",
-           "search_text": "query"}
+           "served_manifest": "versions", "search_text": "query"}
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from recsys.errors import InputError
-from recsys.stage import MANIFEST, Stage, run_stage, sha256_file, sha256_json, write_json
+from recsys.stage import MANIFEST, Stage, read_manifest, run_stage, sha256_file, sha256_json, write_json
 
 CURRENT = "CURRENT.json"
 _NAME = re.compile(r"[0-9a-f]{12}")
@@ -38,6 +38,19 @@ def current(folder: Path) -> dict[str, Any] | None:
         raise InputError("damaged list of versions", file=path, got=str(error), expected="what recsys index wrote"
                          ) from None
     return dict(found)
+
+
+def served_manifest(folder: str | Path) -> dict[str, Any]:
+    """The manifest of the version that is served.
+
+    Raises:
+        InputError: no index there, or one that was damaged.
+    """
+    served = current(Path(folder))
+    manifest = read_manifest(Path(folder) / served["version"]) if served else None
+    if manifest is None:
+        raise InputError("not an index", file=folder, expected="a folder made by recsys index")
+    return manifest
 
 
 def publish(folder: Path, config: dict[str, Any], build: Callable[[Stage], None]) -> dict[str, Any]:
