@@ -15,6 +15,7 @@ from recsys.evaluation.ab.commands import ab, power
 from recsys.evaluation.offpolicy.commands import ope, thompson_policy
 from recsys.experiment.commands import ledger
 from recsys.log import log, setup_logging
+from recsys.retrieval.commands import index, search
 from recsys.serving.commands import score, serve
 
 app = typer.Typer(name="recsys", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -127,46 +128,6 @@ def embed(
 
 
 @app.command()
-def index(
-    dataset: Annotated[Path, typer.Argument(help="Prepared data set whose ads were embedded (recsys embed).")],
-    model: Annotated[str, typer.Option(help="Which content store: DATASET/content/MODEL.")] = "smollm2-135m",
-    out: Annotated[Path | None, typer.Option("--out", help="Index folder; default DATASET/index/MODEL.")] = None,
-    as_json: _Json = False,
-) -> None:
-    """A FAISS index over the ads' content, with a checksummed manifest and its recall measured."""
-    from recsys.contracts import read_parquet
-    from recsys.retrieval import build_index, measured_recall
-
-    store, target = dataset / "content" / model, out or dataset / "index" / model
-    manifest = build_index(store, target, read_parquet(dataset / "ads.parquet"))
-    found = measured_recall(target, store)
-    _say({**manifest, "recall": found}, as_json,
-         f"{target}: {manifest['facts']['n']:,} ads, {manifest['facts']['factory']}; "
-         f"recall@{found['k']} {found['recall']:.4f} on {found['queries']} queries of the corpus")
-
-
-@app.command()
-def search(
-    folder: Annotated[Path, typer.Argument(metavar="INDEX", help="Index folder (recsys index).")],
-    text: Annotated[str, typer.Argument(help="The query.")],
-    k: Annotated[int, typer.Option(min=1, help="How many ads.")] = 10,
-    ads: Annotated[Path | None, typer.Option(help="ads.parquet: show titles beside the ids.")] = None,
-    as_json: _Json = False,
-) -> None:
-    """The ads nearest in meaning to a text."""
-    from recsys.contracts import ADS, read_parquet
-    from recsys.retrieval import search_text
-
-    titles: dict[str, str] = {}
-    if ads is not None:
-        table = read_parquet(ads, ADS)
-        titles = dict(zip(table["ad_id"].to_pylist(), table["title"].to_pylist(), strict=True))
-    found = [{**r, **({"title": titles.get(r["ad_id"])} if ads else {})} for r in search_text(folder, text, k)]
-    _say({"results": found}, as_json,
-         "\n".join(f"{r['score']:.4f}  {r['ad_id']}  {r.get('title') or ''}".rstrip() for r in found))
-
-
-@app.command()
 def train(
     file: _File,
     out: Annotated[Path, typer.Option("--out", help="Folder of the run: metrics.json, model/.")],
@@ -232,6 +193,8 @@ def doctor(as_json: _Json = False) -> None:
         raise typer.Exit(1)
 
 
+app.command("index")(index)
+app.command("search")(search)
 app.command("ledger")(ledger)
 app.command("ab")(ab)
 app.command("power")(power)

@@ -227,6 +227,18 @@ class MoneyConfig(Strict):
     )
 
 
+class IndexConfig(Strict):
+    """Which FAISS index holds the content vectors, and the recall that it is tuned to."""
+
+    recall: float = Field(0.95, gt=0, le=1, description="recall@k against exact search that the index is tuned to")
+    k: int = Field(100, ge=1, description="neighbours that recall counts")
+    queries: int = Field(256, ge=1, description="the corpus's own vectors to tune on, and as many more to measure on")
+    factory: str | None = Field(None, description="FAISS factory string; default: by the number of ads")
+    flat_up_to: int = Field(50_000, ge=0, description="most ads of an exact index (Flat)")
+    ivf_up_to: int = Field(1_000_000, ge=0, description="most ads of IVF...,SQ8")
+    hnsw_up_to: int = Field(10_000_000, ge=0, description="most ads of IVF..._HNSW32,SQ8; beyond: PQ with refinement")
+
+
 class ExperimentConfig(Strict):
     """The whole experiment file."""
 
@@ -239,6 +251,7 @@ class ExperimentConfig(Strict):
     baseline: str | None = Field(None, description="the arm that lifts are measured against; default: the first")
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
+    index: IndexConfig = IndexConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     decision: DecisionConfig = DecisionConfig()
     money: MoneyConfig = MoneyConfig()

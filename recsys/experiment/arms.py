@@ -37,18 +37,18 @@ def embed_arm(config: ExperimentConfig, arm: ArmConfig, out: Path) -> None:
         embed_texts(read_parquet(ads), config.encoders[name], out / "content" / name)
 
 
-def index_content(name: str, out: Path) -> dict[str, Any]:
+def index_content(config: ExperimentConfig, name: str, out: Path) -> dict[str, Any]:
     """Index an encoder's content vectors into ``out/index/NAME``: what retrieval would search.
 
     Returns:
-        {"factory", "n", "dim", "k", "queries", "recall"}, recall measured against exact search on the corpus's own
-        vectors.
+        {"factory", "n", "dim", "k", "queries", "recall", "target", "nprobe"}, recall measured against exact search on
+        a held-out sample of the corpus's own vectors.
     """
-    from recsys.retrieval import build_index, measured_recall
+    from recsys.retrieval import build_index
 
     store, index = out / "content" / name, out / "index" / name
-    facts = build_index(store, index, read_parquet(out / "split" / "ads.parquet"))["facts"]
-    return {**{k: facts[k] for k in ("factory", "n", "dim")}, **measured_recall(index, store)}
+    facts = build_index(store, index, read_parquet(out / "split" / "ads.parquet"), config=config.index)["facts"]
+    return {**{k: facts[k] for k in ("factory", "n", "dim")}, **facts["recall"]}
 
 
 def train_arm(config: ExperimentConfig, name: str, out: Path, model_out: Path | None = None) -> dict[str, Any]:
@@ -220,6 +220,8 @@ def arm_usages(config: ExperimentConfig, name: str, out: Path) -> list[dict[str,
     Embedding, index and training as they were measured; serving: scoring the test part, scaled from its impressions to
     those between two refreshes; storage: the bytes of vectors, index and model, kept for as long.
     """
+    from recsys.retrieval import served_manifest
+
     arm, folder, money = config.arms[name], out / "arms" / name, config.money
     usages: list[dict[str, Any]] = []
     kept = [("model", folder / "model", f"{config.name}/{name}")]
@@ -227,7 +229,7 @@ def arm_usages(config: ExperimentConfig, name: str, out: Path) -> list[dict[str,
         kept += [(what, out / what / content, content) for what in ("content", "index")]
         embedding = json.loads((out / "content" / content / "usage.json").read_text())
         usages.append({**embedding, "price_row": config.encoders[content].price})
-        built = (read_manifest(out / "index" / content) or {})["facts"]
+        built = served_manifest(out / "index" / content)["facts"]
         usages.append({"stage": "index", "seconds": built["seconds"], "device": "cpu", "model_id": built["model_id"]})
     if arm.semantic_ids is not None:
         kept.append(("semantic_ids", out / "semantic_ids" / name, f"{config.name}/{name}"))

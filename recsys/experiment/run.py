@@ -93,7 +93,7 @@ def run_experiment(config: ExperimentConfig, out: str | Path, data_home: str | P
         log.info("arm %d of %d: %s", at, len(config.arms), name)
         embed_arm(config, arm, out)
         for content in arm.encoders:
-            retrieval[content] = index_content(content, out)
+            retrieval[content] = index_content(config, content, out)
         semantic_ids_of_arm(arm, name, out)
         train_arm(config, name, out)
         arm_policy(config, name, out)

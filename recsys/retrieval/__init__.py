@@ -1,4 +1,4 @@
-"""FAISS index over content vectors.
+"""FAISS index over content vectors: built to a recall, filtered, updated, versioned.
 
 The public names are imported on first use, so that importing the package costs nothing.
 """
@@ -6,8 +6,8 @@ The public names are imported on first use, so that importing the package costs 
 from importlib import import_module
 from typing import Any
 
-_PUBLIC = {"Index": "index", "build_index": "index", "recall_at_k": "index", "search_text": "query",
-           "measured_recall": "query"}
+_PUBLIC = {"Index": "index", "build_index": "index", "LiveIndex": "live", "rollback": "versions",
+           "served_manifest": "versions", "search_text": "query"}
 
 
 def __getattr__(name: str) -> Any:

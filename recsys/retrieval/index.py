@@ -1,17 +1,17 @@
-"""Nearest ads by content: an exact FAISS index over centred, unit-length vectors, with checksums and string ids.
+"""Nearest ads by content: a FAISS index over centred, unit vectors, tuned to a recall, with versions and filters.
 
-    build_index("work/content/minilm", "work/index", ads)
+    build_index("work/content/minilm", "work/index", ads, config=IndexConfig(recall=0.95))
     index = Index.open("work/index")
-    ad_ids, scores = index.search(encoder.encode(["a query"]).vectors, k=10)
+    ad_ids, scores = index.search(encoder.encode(["a query"]).vectors, k=10, where="surface=feed")
 
 FAISS starts threads on first use and hangs in a process forked after that: start workers with ``spawn``, or open the
-index after the fork.
+index after the fork. A forked search is refused.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,70 +19,103 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recsys.config import IndexConfig
 from recsys.content.vectors import ContentVectors, CorpusTransform, for_ads, load_vectors
 from recsys.contracts import open_parquet
 from recsys.errors import InputError
 from recsys.log import log
-from recsys.stage import Stage, read_manifest, run_stage, sha256_bytes, sha256_file, sha256_json
+from recsys.retrieval.engine import Allowed, Engine, factory_for, tune
+from recsys.retrieval.filters import Where, rows_where
+from recsys.retrieval.versions import current, publish
+from recsys.stage import Stage, read_manifest, sha256_bytes, sha256_file
 
-FACTORY = "IDMap2,Flat"
-_INDEX, _IDS, _TRANSFORM = "index.faiss", "ids.parquet", "transform.safetensors"
+_INDEX, _ADS, _TRANSFORM, _VECTORS = "index.faiss", "ads.parquet", "transform.safetensors", "vectors.npy"
+_NOT_FILTERED = ("title", "body", "content_hash", "image_id", "landing")
+_CACHED_FILTERS = 16
 
 
 def build_index(store: str | Path | ContentVectors, out: str | Path, ads: pa.Table | None = None,
-                transform: CorpusTransform | None = None) -> dict[str, Any]:
+                transform: CorpusTransform | None = None, config: IndexConfig | None = None) -> dict[str, Any]:
     """Index content vectors for inner-product search on centred, unit-length vectors (their cosine).
+
+    The result is a new version in ``out``, published when it is whole; the version before it is kept. The same input
+    again does nothing.
 
     Args:
         store: a content store's folder, or vectors in memory.
-        out: output folder: index.faiss, ids.parquet (``id`` int64 <-> ``ad_id`` string), transform.safetensors, and
-            manifest.json with the SHA-256 of each, written last.
-        ads: what search finds (``ad_id``, ``content_hash``); None: the content hashes themselves are the ids.
+        out: the index: ``CURRENT.json`` and version folders of index.faiss, ads.parquet (``ad_id`` and the columns to
+            filter on; row i is id i), transform.safetensors, vectors.npy (float32 [N, dim], read by compaction only)
+            and manifest.json with the SHA-256 of each, written last.
+        ads: what search finds (``ad_id``, ``content_hash``, scalar columns to filter on); None: the content hashes
+            themselves are the ids.
         transform: fitted on training ads; None: fitted here on all distinct vectors, without projection.
+        config: recall target and sizes of the ladder.
 
     Returns:
-        The manifest; ``facts`` holds factory, dim, n, files, seconds and, for a store's folder, its encoder.
+        The manifest; ``facts`` holds factory, nprobe, dim, n, files, seconds, ``recall`` (k, queries, recall on a
+        held-out sample of the corpus against exact search, target) and, for a store's folder, its encoder.
 
     Raises:
-        InputError: an ad without a vector, or two rows with one ad_id.
+        InputError: an ad without a vector, two rows with one ad_id, or a factory that FAISS refuses.
+        Refused: the index type cannot reach the recall.
     """
     vectors = store if isinstance(store, ContentVectors) else load_vectors(store)
     ids, matrix = (vectors.hashes, vectors.matrix) if ads is None else for_ads(vectors, ads)
-    _check_ids(ids)
     made = None if isinstance(store, ContentVectors) else (read_manifest(store) or {}).get("facts", {})
     encoder = {"encoder": made["encoder"]} if made and "encoder" in made else {}
     fitted = transform or CorpusTransform.fit(vectors.matrix)
     if fitted.normalisation != "l2":
         raise InputError("inner products are cosines of unit-length vectors only", column="normalisation",
                          got=fitted.normalisation, expected="a transform with l2")
+    table = pa.table({"ad_id": pa.array(ids, pa.string())})
+    if ads is not None:
+        for name in ads.column_names:
+            if name != "ad_id" and name not in _NOT_FILTERED and not pa.types.is_nested(ads[name].type):
+                table = table.append_column(name, ads[name])
+    return write_index(out, table, fitted.transform(matrix), fitted, {**vectors.identity, **encoder},
+                       config or IndexConfig())
+
+
+def write_index(out: str | Path, ads: pa.Table, unit: np.ndarray, transform: CorpusTransform, origin: dict[str, Any],
+                config: IndexConfig) -> dict[str, Any]:
+    """Publish a version of vectors that are transformed already; row i of ``ads`` belongs to row i of ``unit``."""
+    check_ids(ads["ad_id"].to_pylist())
+    unit = np.ascontiguousarray(unit, np.float32)
+    factory = factory_for(len(unit), unit.shape[1], config)
+    started = time.perf_counter()
 
     def build(stage: Stage) -> None:
         import faiss
 
-        started = time.perf_counter()
-        unit = np.ascontiguousarray(fitted.transform(matrix), np.float32)
-        index = faiss.index_factory(unit.shape[1], FACTORY, faiss.METRIC_INNER_PRODUCT)
-        index.add_with_ids(unit, np.arange(len(ids), dtype=np.int64))
-        faiss.write_index(index, str(stage.path(_INDEX)))
-        pq.write_table(pa.table({"id": pa.array(range(len(ids)), pa.int64()), "ad_id": pa.array(ids, pa.string())}),
-                       stage.path(_IDS))
-        fitted.save(stage.path(_TRANSFORM))
-        files = {name: sha256_file(stage.path(name)) for name in (_INDEX, _IDS, _TRANSFORM)}
-        stage.rows = {"ads": len(ids)}
-        stage.facts = {"factory": FACTORY, "metric": "inner_product", "dim": unit.shape[1], "n": len(ids),
-                       "files": files, **vectors.identity, **encoder,
+        engine = Engine.build(unit, factory)
+        trained = time.perf_counter()
+        engine, reached = tune(engine, unit, config)
+        faiss.write_index(engine.index, str(stage.path(_INDEX)))
+        pq.write_table(ads, stage.path(_ADS))
+        transform.save(stage.path(_TRANSFORM))
+        np.save(stage.path(_VECTORS), unit)
+        files = {name: sha256_file(stage.path(name)) for name in (_INDEX, _ADS, _TRANSFORM, _VECTORS)}
+        stage.rows = {"ads": len(unit)}
+        stage.facts = {"factory": factory, "metric": "inner_product", "dim": unit.shape[1], "n": len(unit),
+                       "nprobe": engine.nprobe, "recall": reached, "config": config.model_dump(), "origin": origin,
+                       "files": files, **origin, "build_seconds": trained - started,
                        "seconds": time.perf_counter() - started}
 
-    config = {"factory": FACTORY, **vectors.identity, "ids": sha256_json(ids),
-              "vectors": sha256_bytes(np.ascontiguousarray(matrix).tobytes()),
-              "transform": sha256_bytes(b"".join(np.ascontiguousarray(a).tobytes() for a in fitted.tensors().values()))}
-    manifest = run_stage("index", out, config=config, inputs={}, build=build)
+    tensors = b"".join(np.ascontiguousarray(a).tobytes() for a in transform.tensors().values())
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, ads.schema) as writer:
+        writer.write_table(ads.combine_chunks())
+    identity = {"factory": factory, "index": config.model_dump(), **origin, "ads": sha256_bytes(sink.getvalue()),
+                "vectors": sha256_bytes(unit.tobytes()), "transform": sha256_bytes(tensors)}
+    manifest = publish(Path(out), identity, build)
     if not manifest["cached"]:
-        log.info("index: %d ads, %s (%s)", len(ids), FACTORY, out)
+        log.info("index: %d ads, %s, nprobe %d, recall@%d %.4f (%s)", len(unit), factory, manifest["facts"]["nprobe"],
+                 manifest["facts"]["recall"]["k"], manifest["facts"]["recall"]["recall"], out)
     return manifest
 
 
-def _check_ids(ids: list[str]) -> None:
+def check_ids(ids: list[str]) -> None:
+    """Refuse no ids at all, and an id that occurs twice."""
     if not ids:
         raise InputError("no ads to index", file="ads", got="0 rows", expected="at least one")
     seen: set[str] = set()
@@ -95,22 +128,26 @@ def _check_ids(ids: list[str]) -> None:
 
 @dataclass(frozen=True)
 class Index:
-    """An opened index: read-only, safe to search from several threads.
+    """An opened version of an index: read-only, safe to search from several threads.
 
     Args:
-        ids: ad_id of each int64 id.
+        ads: ``ad_id`` and the columns to filter on; row i is id i.
         transform: applied to every query before it meets the index.
-        manifest: of the folder it came from.
+        manifest: of the version's folder.
+        folder: the version's folder.
+        engine: the FAISS index and its nprobe.
     """
 
-    ids: np.ndarray
+    ads: pa.Table
     transform: CorpusTransform
     manifest: dict[str, Any]
-    _faiss: Any
+    folder: Path
+    engine: Engine
+    _filters: dict[str, Allowed] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: str | Path) -> Index:
-        """Open a built index.
+        """Open the current version of an index.
 
         A FAISS file is code for its reader as much as data: checksums are verified before a byte of it is parsed.
 
@@ -118,72 +155,91 @@ class Index:
             InputError: no index there, a file is missing, or a file is not the one that was built.
         """
         folder = Path(folder)
-        manifest = read_manifest(folder)
-        files = ((manifest or {}).get("facts") or {}).get("files")
-        if manifest is None or manifest.get("stage") != "index" or not isinstance(files, dict):
-            raise InputError("not an index", file=folder, expected="a folder made by recsys index")
-        for name in (_INDEX, _IDS, _TRANSFORM):
-            got = sha256_file(folder / name)
-            if got != files.get(name):
-                raise InputError("the file is not the one that was built (damaged or tampered with)",
-                                 file=folder / name, column="sha256", got=got, expected=str(files.get(name)))
+        while True:
+            served = current(folder)
+            if served is None:
+                raise InputError("not an index", file=folder, expected="a folder made by recsys index")
+            try:
+                return cls._open(folder / served["version"], served["manifests"][served["version"]])
+            except (InputError, OSError, RuntimeError):
+                if current(folder) == served:
+                    raise  # else two versions were published meanwhile and this one was cleared away: open the new one
+
+    @classmethod
+    def _open(cls, version: Path, expected: str) -> Index:
+        _verify(version / "manifest.json", expected)
+        manifest = read_manifest(version) or {}
+        for name in (_INDEX, _ADS, _TRANSFORM):
+            _verify(version / name, manifest["facts"]["files"][name])
         import faiss
 
-        index = faiss.read_index(str(folder / _INDEX))
-        table = open_parquet(folder / _IDS).read()
-        ids = np.empty(table.num_rows, object)
-        ids[table["id"].to_numpy()] = table["ad_id"].to_pylist()
-        return cls(ids, CorpusTransform.load(folder / _TRANSFORM), manifest, index)
+        engine = Engine(faiss.read_index(str(version / _INDEX)), manifest["facts"]["nprobe"])
+        _ = engine.reads  # made here, not under the first filter: a search must not change what others are searching
+        return cls(open_parquet(version / _ADS).read().combine_chunks(), CorpusTransform.load(version / _TRANSFORM),
+                   manifest, version, engine)
 
     def __len__(self) -> int:
-        return int(self._faiss.ntotal)
+        return self.engine.n
 
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def unit(self, queries: np.ndarray) -> np.ndarray:
+        """Queries as the index compares them: centred, unit length, float32 [n, dim].
+
+        Raises:
+            InputError: of another length, or not finite.
+        """
+        unit = self.transform.transform(np.asarray(queries))
+        if not np.isfinite(unit).all():
+            raise InputError("a query vector is not finite", row=int(np.argmin(np.isfinite(unit).all(axis=1))),
+                             expected="finite numbers")
+        return unit
+
+    def allowed(self, where: Where) -> Allowed | None:
+        """The ads that pass a filter (recsys.retrieval.filters); the latest filters are remembered."""
+        if where is None:
+            return None
+        key = str(where)
+        if (found := self._filters.get(key)) is None:
+            if len(self._filters) >= _CACHED_FILTERS:
+                self._filters.clear()
+            found = self._filters[key] = Allowed(rows_where(self.ads, where))
+        return found
+
+    def search(self, queries: np.ndarray, k: int, where: Where = None) -> tuple[np.ndarray, np.ndarray]:
         """The ``k`` nearest ads of each query, nearest first.
 
         Args:
             queries: float [n, d], as the encoder gives them: centred and normalised here.
-            k: at least 1; at most as many as there are ads are returned.
+            k: at least 1; at most as many as there are ads that pass the filter are returned.
+            where: ``surface=feed``, a dict or a pyarrow.compute expression over the ads' columns.
 
         Returns:
             ad_ids, object [n, k], and cosine scores, float32 [n, k], k cut to the number of ads.
 
         Raises:
-            InputError: queries of another length, not finite, or k below 1.
+            InputError: queries of another length, not finite, k below 1, or a filter that does not fit the columns.
         """
-        if k < 1:
-            raise InputError("too few neighbours asked for", column="k", got=k, expected="k >= 1")
-        unit = self.transform.transform(np.asarray(queries))
-        if not np.isfinite(unit).all():
-            raise InputError("a query vector is not finite", row=int(np.argmin(np.isfinite(unit).all(axis=1))),
-                             expected="finite numbers")
-        scores, found = self._faiss.search(np.ascontiguousarray(unit, np.float32), min(k, len(self)))
-        return self.ids[found], scores
+        check_k(k)
+        rows, scores = self.engine.nearest(self.unit(queries), k, self.allowed(where))
+        return self.names(rows), scores
+
+    def names(self, rows: np.ndarray) -> np.ndarray:
+        """ad_ids of rows, object array of the same shape."""
+        return self.ads["ad_id"].take(pa.array(rows.ravel())).to_numpy(zero_copy_only=False).reshape(rows.shape)
 
     def vectors(self) -> np.ndarray:
-        """The indexed vectors, float32 [N, dim], row i of id i."""
-        return np.asarray(self._faiss.reconstruct_batch(np.arange(len(self), dtype=np.int64)), np.float32)
+        """The vectors as they were before any quantisation, float32 [N, dim], mapped from disk."""
+        _verify(self.folder / _VECTORS, self.manifest["facts"]["files"][_VECTORS])
+        return np.asarray(np.load(self.folder / _VECTORS, mmap_mode="r", allow_pickle=False))
 
 
-def recall_at_k(index: Index, queries: np.ndarray, k: int) -> float:
-    """Share of the exact k nearest (found with numpy, not FAISS) that the index returns, over all queries.
+def check_k(k: int) -> None:
+    """Refuse k below 1."""
+    if k < 1:
+        raise InputError("too few neighbours asked for", column="k", got=k, expected="k >= 1")
 
-    Ties with the k-th exact score count as found, so that duplicates do not look like misses.
 
-    Args:
-        index: an opened index.
-        queries: float [n, d], n >= 1.
-        k: neighbours.
-
-    Returns:
-        Recall in [0, 1].
-    """
-    k = min(k, len(index))
-    found, _ = index.search(queries, k)
-    exact = index.transform.transform(np.asarray(queries)) @ index.vectors().T
-    rank = {ad: row for row, ad in enumerate(index.ids)}
-    hits = 0
-    for at, row in enumerate(exact):
-        threshold = np.partition(row, -k)[-k] - 1e-5  # float32 sums in another order differ in the last digits
-        hits += sum(row[rank[ad]] >= threshold for ad in set(found[at]))
-    return hits / (k * len(exact))
+def _verify(path: Path, expected: str) -> None:
+    got = sha256_file(path)
+    if got != expected:
+        raise InputError("the file is not the one that was built (damaged or tampered with)", file=path,
+                         column="sha256", got=got, expected=expected)

@@ -1,22 +1,25 @@
-"""Search an index by text, and measure its recall."""
+"""Search an index by text."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from recsys.config import EncoderConfig, parse_model
 from recsys.content.encoders import make_encoder
-from recsys.content.vectors import load_vectors
 from recsys.errors import InputError
-from recsys.retrieval.index import Index, recall_at_k
-from recsys.stage import read_manifest
+from recsys.retrieval.filters import Where
+from recsys.retrieval.index import Index
 
 
-def search_text(folder: str | Path, text: str, k: int) -> list[dict[str, Any]]:
+def search_text(folder: str | Path, text: str, k: int, where: Where = None) -> list[dict[str, Any]]:
     """The ``k`` ads nearest in meaning to a text, nearest first: [{"ad_id", "score"}], score a cosine.
+
+    Args:
+        folder: the index.
+        text: not empty.
+        k: how many ads.
+        where: filter over the ads' columns (recsys.retrieval.filters).
 
     Raises:
         InputError: no index there, a tampered one, or one that does not say what encoded it.
@@ -28,16 +31,6 @@ def search_text(folder: str | Path, text: str, k: int) -> list[dict[str, Any]]:
     if encoder is None:
         raise InputError("the index does not say which encoder made its vectors", file=folder,
                          expected="an index made from a content store's folder")
-    batch = make_encoder(parse_model(EncoderConfig, encoder, Path(folder) / "manifest.json")).encode([text])
-    ad_ids, scores = index.search(batch.vectors, k)
+    batch = make_encoder(parse_model(EncoderConfig, encoder, index.folder / "manifest.json")).encode([text])
+    ad_ids, scores = index.search(batch.vectors, k, where)
     return [{"ad_id": str(a), "score": float(s)} for a, s in zip(ad_ids[0], scores[0], strict=True)]
-
-
-def measured_recall(folder: str | Path, store: str | Path, k: int = 100, queries: int = 256) -> dict[str, float]:
-    """Recall@k of an index on a sample of its own corpus, against exact search: {"k", "queries", "recall"}."""
-    index, matrix = Index.open(folder), load_vectors(store).matrix
-    if read_manifest(store) is None:
-        raise InputError("not a content store", file=store)
-    at = np.random.default_rng(0).permutation(len(matrix))[:queries]
-    k = min(k, len(index))
-    return {"k": k, "queries": len(at), "recall": recall_at_k(index, matrix[at], k)}

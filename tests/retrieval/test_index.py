@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import shutil
 
 import numpy as np
@@ -10,7 +9,8 @@ import pytest
 from recsys.config import EncoderConfig
 from recsys.content import ContentVectors, CorpusTransform, embed_texts, make_encoder
 from recsys.errors import InputError
-from recsys.retrieval import Index, build_index, recall_at_k
+from recsys.retrieval import Index, build_index
+from recsys.retrieval.versions import current
 
 rng = np.random.default_rng(0)
 MATRIX = (rng.normal(size=(300, 24)) + 2).astype(np.float32)
@@ -38,25 +38,7 @@ def test_search_is_exact_cosine_after_centring(built):
     assert np.allclose(scores, -np.sort(-exact, axis=1)[:, :7], atol=1e-5)
     rows = np.array([[int(ad.removeprefix("ad-")) for ad in row] for row in ids])
     assert np.allclose(np.take_along_axis(exact, rows, 1), scores, atol=1e-5)
-    assert recall_at_k(index, queries, 10) == 1.0
-
-
-def test_recall_sees_a_poor_index(built):
-    index = Index.open(built)
-
-    class Halved:
-        """Searches, then spoils every second answer."""
-
-        ids, transform, vectors = index.ids, index.transform, index.vectors
-
-        def search(self, queries, k):
-            ids, scores = index.search(queries, len(index))
-            return np.concatenate([ids[:, : k // 2], ids[:, -(k - k // 2):]], 1), scores[:, :k]
-
-        def __len__(self):
-            return len(index)
-
-    assert recall_at_k(Halved(), VECTORS.matrix[:10], 10) == pytest.approx(0.5, abs=0.05)
+    assert index.manifest["facts"]["recall"]["recall"] == 1.0
 
 
 def test_an_ad_finds_itself_and_its_duplicate(built):
@@ -77,14 +59,14 @@ def test_k_is_cut_to_what_there_is_and_edges(built):
             index.search(queries, k)
 
 
-@pytest.mark.parametrize("name", ["index.faiss", "ids.parquet", "transform.safetensors"])
+@pytest.mark.parametrize("name", ["index.faiss", "ads.parquet", "transform.safetensors", "manifest.json"])
 @pytest.mark.parametrize("how", ["flip", "missing", "truncated"])
 def test_a_tampered_file_is_refused_before_faiss_reads_it(built, tmp_path, name, how, monkeypatch):
     import faiss
 
     monkeypatch.setattr(faiss, "read_index", lambda *_: pytest.fail("FAISS was handed an unverified file"))
     shutil.copytree(built, tmp_path / "copy")
-    file = tmp_path / "copy" / name
+    file = tmp_path / "copy" / current(built)["version"] / name
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data) if how == "flip" else file.write_bytes(data[:-9]) if how == "truncated" else file.unlink()
@@ -92,17 +74,36 @@ def test_a_tampered_file_is_refused_before_faiss_reads_it(built, tmp_path, name,
         Index.open(tmp_path / "copy")
 
 
-def test_not_an_index_is_refused(tmp_path):
-    for manifest in (None, {"stage": "embed", "facts": {"files": {}}}, {"stage": "index"}):
-        if manifest:
-            (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-        with pytest.raises(InputError, match="not an index"):
-            Index.open(tmp_path)
+@pytest.mark.parametrize("said", [None, "{}", "[", '{"version": "../../etc", "previous": null, "manifests": {}}',
+                                  '{"version": "0123456789ab", "previous": null, "manifests": {}}'])
+def test_not_an_index_is_refused(tmp_path, said):
+    if said:
+        (tmp_path / "CURRENT.json").write_text(said)
+    with pytest.raises(InputError, match="not an index" if said is None else "damaged list"):
+        Index.open(tmp_path)
+
+
+def test_the_vectors_kept_for_compaction_are_checked_when_they_are_read(built, tmp_path):
+    shutil.copytree(built, tmp_path / "copy")
+    index = Index.open(tmp_path / "copy")
+    assert index.vectors().shape == (400, 24)
+    with (index.folder / "vectors.npy").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"!")
+    with pytest.raises(InputError, match=r"vectors\.npy"):
+        index.vectors()
+
+
+def test_a_folder_of_something_else_is_not_built_into(tmp_path):
+    (tmp_path / "thesis.tex").write_text("all I have")
+    with pytest.raises(InputError, match="not an index"):
+        build_index(VECTORS, tmp_path, ADS)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_building_twice_does_nothing_and_other_inputs_build_anew(tmp_path):
     first = build_index(VECTORS, tmp_path / "index", ADS)
-    assert first["facts"]["factory"] == "IDMap2,Flat"
+    assert first["facts"]["factory"] == "Flat"
     assert first["facts"]["n"] == 400
     assert build_index(VECTORS, tmp_path / "index", ADS)["cached"] is True
     fewer = build_index(VECTORS, tmp_path / "index", ADS.slice(0, 10))
@@ -110,7 +111,7 @@ def test_building_twice_does_nothing_and_other_inputs_build_anew(tmp_path):
     assert len(Index.open(tmp_path / "index")) == 10
     projected = build_index(VECTORS, tmp_path / "index", None, CorpusTransform.fit(VECTORS.matrix, 8))
     assert projected["facts"]["dim"] == 8
-    assert set(Index.open(tmp_path / "index").ids) == set(VECTORS.hashes)
+    assert set(Index.open(tmp_path / "index").ads["ad_id"].to_pylist()) == set(VECTORS.hashes)
     assert [p.name for p in tmp_path.iterdir()] == ["index"]
 
 

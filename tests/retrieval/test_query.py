@@ -11,7 +11,7 @@ from recsys.config import EncoderConfig
 from recsys.content import embed_texts, load_vectors
 from recsys.datasets.text import content_hash
 from recsys.errors import InputError
-from recsys.retrieval import build_index, measured_recall, search_text
+from recsys.retrieval import build_index, search_text
 
 TITLES = ["Trail running shoes", "Cast iron skillet", "Noise cancelling headphones", "Trail running socks",
           "Retirement savings plan"]
@@ -32,8 +32,10 @@ def test_an_ads_own_title_finds_it_first_and_its_likes_next(folders: tuple[Path,
     assert found[0]["score"] > found[1]["score"]
 
 
-def test_recall_of_an_exact_index_is_one(folders: tuple[Path, Path]):
-    assert measured_recall(folders[1], folders[0], k=3) == {"k": 3, "queries": 5, "recall": 1.0}
+def test_a_filter_narrows_what_is_found(folders: tuple[Path, Path]):
+    assert search_text(folders[1], "Trail running shoes", 2, "ad_id!=a0")[0]["ad_id"] == "a3"
+    found = search_text(folders[1], "Trail running shoes", 9, ["ad_id=a1,a2", "ad_id!=a2"])
+    assert [r["ad_id"] for r in found] == ["a1"]
 
 
 def test_an_index_of_bare_vectors_cannot_be_searched_by_text(folders: tuple[Path, Path], tmp_path: Path):
