@@ -167,11 +167,14 @@ def _common(usage: Mapping[str, Any], card: PriceCard, price: PriceRow, quantity
     """What every row has: ``quantity`` of what the price row sells, at its list price."""
     low, high = price.price_range
     cost = high * quantity
+    # One model's vectors and index are stored side by side: the line says which it is.
+    kept = usage["stage"] == "store" and usage.get("feature_set_id")
+    what = " ".join(str(w) for w in (usage["stage"], kept and f"{kept} of", usage.get("model_id")) if w)
     return _period(usage, now) | {
         "BilledCost": cost, "ContractedCost": cost, "EffectiveCost": cost, "ListCost": cost,
         "BillingAccountId": "estimate", "BillingAccountName": "Estimate from measured work",
         "BillingCurrency": card.currency, "ChargeCategory": "Usage", "ChargeClass": None,
-        "ChargeDescription": f"{usage['stage']} {usage.get('model_id') or ''}".strip() + f" on {price.sku}",
+        "ChargeDescription": f"{what} on {price.sku}",
         "InvoiceIssuerName": price.provider, "ProviderName": price.provider, "PublisherName": price.provider,
         "PricingQuantity": quantity, "PricingUnit": unit, "PricingCategory": "Standard", "ListUnitPrice": high,
         "ServiceCategory": "AI and Machine Learning", "ServiceName": price.service,

@@ -76,6 +76,14 @@ def test_shared_work_is_split_so_that_the_rows_add_up() -> None:
     assert "shared" not in rows[3]["x_AmortisationRule"]
 
 
+def test_stored_things_of_one_model_can_be_told_apart() -> None:
+    stored = {"stage": "store", "bytes": 10**9, "months": 1.0, "model_id": "minilm"}
+    rows = booked([{**stored, "feature_set_id": what} for what in ("content", "index")] + [stored])
+    assert [r["ChargeDescription"] for r in rows] == [
+        "store content of minilm on S3 Standard", "store index of minilm on S3 Standard",
+        "store minilm on S3 Standard"]
+
+
 def test_gpu_seconds_and_a_machine_without_an_accelerator(caplog: pytest.LogCaptureFixture) -> None:
     usage = {**EMBED, "device": "cuda:0"}
     row = booked([usage], machine="aws-g6-xlarge")[0]
