@@ -22,8 +22,8 @@ from common import save
 from recsys.errors import Refused
 from recsys.evaluation import intervals
 from recsys.evaluation.betting import betting_interval, betting_mean, empirical_bernstein
+from recsys.evaluation.intervals import effective
 from recsys.evaluation.likelihood import empirical_likelihood
-from recsys.evaluation.offpolicy import effective
 from recsys.stage import sha256_json
 
 CONTEXTS, CANDIDATES = 200, 10
@@ -41,12 +41,14 @@ class Regime:
     rows_per_user: float
     click_rate: float
     sharpness: float
+    pareto: float | None = None  # shape of the users' numbers of rows; below 1 a few users hold most rows
 
 
 REGIMES = (
     Regime(200, 5, 0.05, 1.0), Regime(200, 5, 0.02, 2.5), Regime(500, 8, 0.05, 1.0), Regime(500, 8, 0.02, 1.0),
     Regime(500, 20, 0.05, 2.5), Regime(2000, 5, 0.05, 2.5), Regime(2000, 5, 0.02, 1.0), Regime(1000, 10, 0.004, 1.0),
     Regime(5000, 10, 0.004, 1.0), Regime(4000, 5, 0.05, 1.0), Regime(3000, 10, 0.05, 1.0), Regime(3000, 10, 0.03, 2.5),
+    Regime(300, 5, 0.05, 1.0, pareto=0.9), Regime(3000, 5, 0.05, 1.0, pareto=1.3),
 )
 
 
@@ -75,7 +77,10 @@ class World:
     def draw(self, rng: np.random.Generator) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray, np.ndarray]:
         """One log: DR rows and weights of each arm, clicks, user codes."""
         users, mean = self.regime.users, self.regime.rows_per_user
-        user = np.repeat(np.arange(users), rng.geometric(1 / mean, users))
+        heavy = self.regime.pareto
+        size = (rng.geometric(1 / mean, users) if heavy is None
+                else np.minimum(np.ceil(mean * (1 + rng.pareto(heavy, users))), 100_000).astype(int))
+        user = np.repeat(np.arange(users), size)
         home = rng.integers(0, CONTEXTS, (users, 3))  # a user lives in three contexts: rows of a user are alike
         context = home[user, rng.integers(0, 3, len(user))]
         ad = (rng.random((len(user), 1)) > np.cumsum(self.logging[context], axis=1)).sum(axis=1)
@@ -97,7 +102,7 @@ def measure(regime: Regime, replications: int, draws: int, seed: int) -> dict[st
     hit: dict[str, list[bool]] = {}
     width: dict[str, list[float]] = {}
     chosen: dict[str, int] = {}
-    facts = []
+    facts, units = [], []
     for replication in range(replications):
         rows, weights, click, user = world.draw(np.random.default_rng([seed, replication]))
         sums = intervals.cluster_sums(rows[0], rows[1], user)
@@ -105,7 +110,12 @@ def measure(regime: Regime, replications: int, draws: int, seed: int) -> dict[st
         clicks = min(effective(w * click) for w in weights)
         top = max(float(np.sort(w)[-max(1, len(w) // 100):].sum() / w.sum()) for w in weights)
         facts.append((ess, clicks, top))
-        choice = intervals.choose_interval(ess, clicks, regime.users, top)
+        sizes = [np.bincount(user), *(np.bincount(user, w) for w in weights)]
+        units.append(min(map(effective, sizes)))
+        try:
+            method: str = intervals.choose_interval(ess, clicks, regime.users, top, sizes).method
+        except Refused:
+            method = "refused"
         t = intervals.t_interval(sums)
         try:
             boot = intervals.bootstrap_interval(sums, draws=draws, seed=replication)
@@ -113,14 +123,16 @@ def measure(regime: Regime, replications: int, draws: int, seed: int) -> dict[st
             boot = intervals.Interval(sums.ratio, -np.inf, np.inf)
         made = {"t": t, "bootstrap": boot, "t+bootstrap": intervals.wider_of(t, boot),
                 "el": empirical_likelihood(sums), "betting": betting_interval(sums, seed=replication)}
-        made["published"] = made[choice.method]
-        chosen[choice.method] = chosen.get(choice.method, 0) + 1
+        if method != "refused":
+            made["published"] = made[method]
+        chosen[method] = chosen.get(method, 0) + 1
         for name, one in made.items():
             hit.setdefault(name, []).append(one.low <= 1 + world.true_lift <= one.high)
             width.setdefault(name, []).append(one.high - one.low)
     middle = np.median(facts, axis=0)
     return {**asdict(regime), "true_lift": world.true_lift, "ess": middle[0], "effective_clicks": middle[1],
-            "top_1_percent_weight_share": middle[2], "published_method": chosen,
+            "effective_units": float(np.median(units)), "top_1_percent_weight_share": middle[2],
+            "published_method": chosen,
             "coverage": {name: float(np.mean(h)) for name, h in hit.items()},
             "median_width": {name: float(np.median(w)) if np.isfinite(np.median(w)) else None
                              for name, w in width.items()}}

@@ -59,8 +59,11 @@ SplitConfig = Annotated[FilesSplit | ShareSplit, Field(discriminator="kind")]
 class EncoderConfig(Strict):
     """How an ad's text becomes a vector. ``kind`` decides which of the other keys count."""
 
-    kind: Literal["llama", "sentence", "hashed", "length"]
-    model: str | None = Field(None, description="folder, GGUF file, hub id, or a shipped name: smollm2-135m | minilm")
+    kind: Literal["llama", "sentence", "hashed", "length", "endpoint"]
+    model: str | None = Field(
+        None, description="folder, GGUF file, hub id, or a shipped name: smollm2-135m | minilm; "
+                          "endpoint: the model's name on the server"
+    )
     revision: str | None = None
     pooling: Literal["mean", "mean_all", "last"] = Field(
         "mean", description="mean over the text's tokens (over its last reading, where the prompt says it twice); "
@@ -69,13 +72,37 @@ class EncoderConfig(Strict):
     layer: int = Field(-1, description="hidden layer, counted as Python counts; -1 is the last")
     prompt: str | None = Field(None, description="template with {text}; default: the text alone")
     max_tokens: int = Field(64, ge=1, le=8192)
-    batch_tokens: int = Field(2048, ge=1, description="padded tokens a batch")
+    batch_tokens: int | None = Field(
+        None, ge=1, description="padded tokens a batch; default 512 on a CPU (they stay in its cache), 16384 on a GPU"
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    dim: int = Field(1024, ge=8, le=1 << 20, description="hashed: number of buckets")
+    dim: int = Field(1024, ge=8, le=1 << 20, description="hashed: number of buckets; endpoint: length of its vectors")
     ngrams: tuple[int, int] = Field((1, 2), description="hashed: shortest and longest word n-gram")
     characters: tuple[int, int] | None = Field(
         None, description="hashed: also character n-grams inside words, of these lengths; half of the buckets each"
     )
+    url: str | None = Field(None, description="endpoint: base URL of an OpenAI-compatible server, ending in /v1")
+    key_env: str | None = Field(None, description="endpoint: environment variable that holds the key; null: no key")
+    price: str | None = Field(None, description="endpoint: the price card's row for a million tokens")
+    batch_size: int = Field(64, ge=1, le=2048, description="endpoint: texts a request")
+    concurrency: int = Field(4, ge=1, le=64, description="endpoint: requests at a time")
+    retries: int = Field(6, ge=0, description="endpoint: further tries of a request that may yet succeed")
+    backoff_seconds: float = Field(1.0, gt=0, description="endpoint: pause before the second try; doubles each time")
+    timeout_seconds: float = Field(60.0, gt=0, description="endpoint: longest silence of the server")
+
+
+class SemanticIdConfig(Strict):
+    """Codes of a residual quantiser over the arm's content vectors; their prefixes become sparse features."""
+
+    levels: int = Field(3, ge=1, le=8)
+    codebook: int = Field(64, ge=2, le=1 << 16, description="entries of each level's codebook; a power of two")
+    dim: int = Field(64, ge=1, description="principal components that are quantised")
+
+    @model_validator(mode="after")
+    def _power_of_two(self) -> SemanticIdConfig:
+        if self.codebook & (self.codebook - 1):
+            raise ValueError(f"codebook: a power of two, not {self.codebook}")
+        return self
 
 
 class ArmConfig(Strict):
@@ -83,6 +110,9 @@ class ArmConfig(Strict):
 
     content: str | tuple[str, ...] | None = Field(
         None, description="an encoder, or several whose vectors are joined; null: ids and dense features only"
+    )
+    semantic_ids: SemanticIdConfig | None = Field(
+        None, description="also feed the ranker (dlrm) semantic ids of the content, for ads that training never saw"
     )
     policy: Literal["ranker", "uniform"] = "ranker"
 
@@ -228,6 +258,8 @@ class ExperimentConfig(Strict):
             wanted, measured = getattr(self.decision, key), getattr(self.evaluation, key)
             if wanted is not None and wanted != measured:
                 raise ValueError(f"decision.{key} is {wanted!r} but evaluation.{key} is {measured!r}: one of the two")
+            if arm.semantic_ids is not None and (self.model.kind != "dlrm" or not arm.encoders):
+                raise ValueError(f"arms.{name}.semantic_ids: content to make them of, and model.kind dlrm to use them")
         return self
 
     @property

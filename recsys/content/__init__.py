@@ -9,6 +9,7 @@ from typing import Any
 _PUBLIC = {
     "EncodedBatch": "encoders", "Encoder": "encoders", "make_encoder": "encoders",
     "ad_text": "store", "embed_texts": "store", "read_usage": "store",
+    "SemanticIds": "semantic_ids", "make_semantic_ids": "semantic_ids",
     "ContentVectors": "vectors", "CorpusTransform": "vectors", "for_ads": "vectors", "joined_for_ads": "vectors",
     "load_vectors": "vectors",
 }

@@ -14,6 +14,8 @@ def device_name(device: str) -> str:
         import torch
 
         return torch.cuda.get_device_name()
+    if device == "remote":
+        return device
     info = Path("/proc/cpuinfo")
     for line in info.read_text(errors="replace").splitlines() if info.is_file() else []:
         if line.startswith("model name"):

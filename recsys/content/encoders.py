@@ -24,10 +24,12 @@ class EncodedBatch:
     Args:
         vectors: float32 [n, dim], in the order of the texts.
         tokens: int32 [n], tokens the model read for each text (prompt and special tokens included, padding not).
+        positions: token positions that were computed for them, padding included; None where nothing is padded.
     """
 
     vectors: np.ndarray
     tokens: np.ndarray
+    positions: int | None = None
 
 
 class Encoder(Protocol):
@@ -51,7 +53,7 @@ class Encoder(Protocol):
 
     @property
     def device(self) -> str:
-        """``cpu`` or ``cuda``."""
+        """``cpu``, ``cuda``, or ``remote`` for a server elsewhere."""
 
     @property
     def dtype(self) -> str:
@@ -88,6 +90,10 @@ def make_encoder(config: EncoderConfig, device: str = "auto") -> Encoder:
         from recsys.content.sentence import SentenceEncoder
 
         return SentenceEncoder(config, device)
+    if config.kind == "endpoint":
+        from recsys.content.endpoint import EndpointEncoder
+
+        return EndpointEncoder(config)
     from recsys.content.hashed import HashedEncoder, LengthEncoder
 
     return HashedEncoder(config) if config.kind == "hashed" else LengthEncoder()

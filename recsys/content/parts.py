@@ -116,7 +116,9 @@ class Parts:
     def add(self, keys: list[str], batch: EncodedBatch, usage: dict[str, Any]) -> None:
         """Save one chunk and what it took (``seconds``, ``ceiling``)."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        told = {**usage, "texts": len(keys), "tokens": int(batch.tokens.sum())}
+        tokens = int(batch.tokens.sum())
+        positions = tokens if batch.positions is None else batch.positions
+        told = {**usage, "texts": len(keys), "tokens": tokens, "positions": positions}
         table = content_table(keys, batch, self.identity).replace_schema_metadata({_USAGE: json.dumps(told)})
         path = self.folder / f"{sha256_json(keys)[:32]}.parquet"
         partial = path.with_suffix(f".{os.getpid()}.partial")

@@ -20,6 +20,7 @@ import pyarrow as pa
 from recsys.config import EncoderConfig
 from recsys.content.encoders import Encoder, make_encoder
 from recsys.content.parts import Parts, read_store, write_content
+from recsys.content.ranks import Ranks
 from recsys.errors import InputError
 from recsys.log import log, progress
 from recsys.stage import Stage, read_manifest, run_stage, sha256_json, write_json
@@ -45,6 +46,9 @@ def embed_texts(ads: pa.Table, config: EncoderConfig, out: str | Path, *, device
                 chunk: int | None = None) -> dict[str, Any]:
     """Embed every distinct text among the ads that the store does not hold yet.
 
+    Where torchrun started several processes, each embeds its share and all return when the store is there
+    (:mod:`recsys.content.ranks`).
+
     Args:
         ads: needs ``content_hash`` and ``title``; ``body`` is used where it is there.
         config: the encoder. A store made by another encoder is replaced.
@@ -55,10 +59,12 @@ def embed_texts(ads: pa.Table, config: EncoderConfig, out: str | Path, *, device
     Returns:
         The manifest, with ``cached`` true where there was nothing to embed. ``usage.json`` beside it says::
 
-            stage "embed", model_id, model_revision, pooling, texts, tokens, seconds (of encoding, loading left out),
-            device, device_name, parameters, flops (2 * parameters * tokens), utilisation (flops a second over the
-            fastest matrix product measured on the device; null without a network), cached_texts (already there when
-            the store was last added to)
+            stage "embed", model_id, model_revision, pooling, texts, tokens, seconds (of a machine while it encoded,
+            loading left out; processes that torchrun started on one machine share its time), device, device_name,
+            parameters, flops (2 * parameters * tokens), utilisation (flops a second over the fastest matrix product
+            measured on the device; null without a network), positions (tokens and padding that were computed),
+            padding_share (of positions), tokens_per_second, price_row (of a hosted model, else null),
+            cached_texts (already there when the store was last added to)
 
         all but the last of them totals over every run that added to the store.
 
@@ -72,26 +78,32 @@ def embed_texts(ads: pa.Table, config: EncoderConfig, out: str | Path, *, device
     identity = {"model_id": encoder.model_id, "model_revision": encoder.revision, "pooling": encoder.pooling}
     parts = Parts(out.parent / f".{out.name}.{sha256_json(identity)[:12]}.parts", identity, encoder.dim)
     held = read_store(out / CONTENT_FILE, identity, encoder.dim) if read_manifest(out) is not None else None
-    have = set() if held is None else set(held["content_hash"].to_pylist())
-    parts.discard(have)  # of a run that was killed after its store appeared, before it had cleared up
+    have, ranks = set() if held is None else set(held["content_hash"].to_pylist()), Ranks.of_environment()
+    if ranks.rank == 0:
+        parts.discard(have)  # of a run that was killed after its store appeared, before it had cleared up
     missing = {h: t for h, t in wanted.items() if h not in have}
     if held is not None and not missing:
         log.info("embed: up to date, all %d texts have vectors of %s, nothing to do (%s)",
                  len(wanted), encoder.model_id, out)
         return {**(read_manifest(out) or {}), "cached": True}
     before = read_usage(out) if held is not None else None
-    _encode_missing(encoder, missing, parts, chunk)
+    hashes = sha256_json(sorted(have | wanted.keys()))
+    _encode_missing(encoder, missing, parts, chunk, ranks)
+    if ranks.rank:
+        return ranks.wait(lambda: _finished(out, hashes), "rank 0 to write the store")
+    if ranks.world > 1:
+        ranks.wait(lambda: parts.hashes() >= missing.keys() or None, "the other ranks' texts")
 
     def build(stage: Stage) -> None:
         table, usage = parts.collect(missing)
         whole = table if held is None else pa.concat_tables([held, table])
         write_content(whole, stage.path(CONTENT_FILE))
-        write_json(stage.path(USAGE_FILE), _usage(encoder, usage, before, cached=len(have)))
+        write_json(stage.path(USAGE_FILE),
+                   {**_usage(encoder, usage, before, cached=len(have)), "price_row": config.price})
         stage.rows = {"content": whole.num_rows}
         stage.facts = {**identity, "dim": encoder.dim, "embedded": table.num_rows, "cached": len(have),
                        "encoder": config.model_dump(mode="json")}
 
-    hashes = sha256_json(sorted(have | wanted.keys()))
     manifest = run_stage("embed", out, config={**identity, "dim": encoder.dim, "texts_sha256": hashes}, inputs={},
                          build=build)
     parts.clear()
@@ -126,12 +138,20 @@ def _distinct_texts(ads: pa.Table) -> dict[str, str]:
     return {h: ad_text(t, b) for h, t, b in zip(first, chosen["title"].to_pylist(), bodies, strict=True)}
 
 
-def _encode_missing(encoder: Encoder, missing: dict[str, str], parts: Parts, chunk: int | None) -> None:
+def _finished(out: Path, hashes: str) -> dict[str, Any] | None:
+    manifest = read_manifest(out)
+    return manifest if manifest is not None and manifest["config"].get("texts_sha256") == hashes else None
+
+
+def _encode_missing(encoder: Encoder, missing: dict[str, str], parts: Parts, chunk: int | None, ranks: Ranks) -> None:
     done = parts.hashes()
     if done & missing.keys():
         log.info("embed: %d of %d texts were embedded by a run that did not finish, going on from there",
                  len(done & missing.keys()), len(missing))
-    todo = [h for h in missing if h not in done]
+    # Texts of like length together: a chunk's batches then hold hardly any padding. Longest first, for where memory is
+    # short, it is the first chunk that fails.
+    ordered = sorted(missing, key=lambda h: (-len(missing[h]), h))
+    todo = [h for h in ranks.share(ordered) if h not in done]
     if not todo:
         return
     chunk = chunk or (8192 if encoder.device == "cuda" else 256)
@@ -139,13 +159,15 @@ def _encode_missing(encoder: Encoder, missing: dict[str, str], parts: Parts, chu
     log.info("embed: %d texts with %s on %s", len(todo), encoder.model_id, encoder.device)
     began, told = time.perf_counter(), time.perf_counter()
     with progress("texts") as bar:
-        task = bar.add_task(f"embed {encoder.model_id}", total=len(missing), completed=len(missing) - len(todo))
+        task = bar.add_task(f"embed {encoder.model_id}", total=len(todo))
         for at in range(0, len(todo), chunk):
             keys = todo[at : at + chunk]
             start = time.perf_counter()
             batch = encoder.encode([missing[k] for k in keys])
             seconds = time.perf_counter() - start
-            parts.add(keys, batch, {"seconds": seconds, "ceiling": ceiling})
+            # In machine's time: the ranks on it run side by side, and together they can do so many times as much.
+            parts.add(keys, batch, {"seconds": seconds / ranks.local,
+                                    "ceiling": None if ceiling is None else ceiling * ranks.local})
             bar.update(task, advance=len(keys))
             if bar.disable and (now := time.perf_counter()) - told > 30:  # a log file gets a line every half minute
                 rate, told = (at + len(keys)) / (now - began), now
@@ -172,10 +194,14 @@ def _usage(encoder: Encoder, runs: list[dict[str, Any]], before: dict[str, Any] 
     # What the device could have done in the time: utilisation is flops over it, in total as in each part.
     possible = sum(r["seconds"] * r["ceiling"] for r in runs if r["ceiling"])
     possible += before["flops"] / before["utilisation"] if before["utilisation"] else 0.0
+    # A store of an earlier version says nothing of padding: its tokens count as unpadded.
+    positions = before.get("positions", before["tokens"]) + sum(r.get("positions", r["tokens"]) for r in runs)
+    tokens, seconds = before["tokens"] + tokens, before["seconds"] + sum(r["seconds"] for r in runs)
     return {
         "stage": "embed", "model_id": encoder.model_id, "model_revision": encoder.revision, "pooling": encoder.pooling,
-        "texts": before["texts"] + sum(r["texts"] for r in runs), "tokens": before["tokens"] + tokens,
-        "seconds": before["seconds"] + sum(r["seconds"] for r in runs), "device": encoder.device,
+        "texts": before["texts"] + sum(r["texts"] for r in runs), "tokens": tokens, "seconds": seconds,
+        "positions": positions, "padding_share": 1 - tokens / positions if positions else 0.0,
+        "tokens_per_second": tokens / seconds if seconds > 0 else None, "device": encoder.device,
         "device_name": device_name(encoder.device), "parameters": parameters, "flops": flops,
         # The ceiling is one short measurement: on a busy machine the work itself may do better than it.
         "utilisation": min(flops / possible, 1.0) if possible else None, "cached_texts": cached,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,8 @@ from recsys.errors import InputError
 if TYPE_CHECKING:
     import torch
 
+TOKENISED_AHEAD = 2048  # texts whose tokens a thread prepares while the device computes those before them
+
 
 def pick_device(device: str) -> str:
     """``auto`` -> the GPU where there is one; an explicit ``cuda`` without a GPU is an error."""
@@ -26,7 +30,10 @@ def pick_device(device: str) -> str:
         raise InputError("unknown device", column="device", got=device, expected="auto | cpu | cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("no GPU that this PyTorch can use", column="device", got=device, expected="auto or cpu")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if device == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: each rank its own GPU
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    return device
 
 
 def pick_dtype(dtype: str, device: str) -> str:
@@ -105,23 +112,40 @@ class TransformerEncoder:
         import torch
 
         self._ensure_loaded()
-        ids, spans = self._tokenize(texts)
         # Results stay on the device until the end, so that a GPU is not made to wait after every batch.
         vectors = torch.zeros(len(texts), self.dim, device=self.device)
-        with torch.inference_mode():
-            for rows in padded_batches([len(i) for i in ids], self.config.batch_tokens):
-                width = len(ids[rows[0]])
-                batch = np.zeros((2, len(rows), width), np.int64)  # pad id 0: masked or causally unseen everywhere
-                pooled = np.zeros((len(rows), width), bool)
-                for at, row in enumerate(rows):
-                    batch[0, at, : len(ids[row])] = ids[row]
-                    batch[1, at, : len(ids[row])] = 1
-                    pooled[at, : len(ids[row])] = spans[row]
-                tensors = torch.from_numpy(batch).to(self.device, non_blocking=True)
-                hidden = self._hidden(tensors[0], tensors[1])
-                out = self._pool(hidden, torch.from_numpy(pooled).to(self.device))
-                vectors[torch.tensor(rows, device=self.device)] = out.float()
-        return EncodedBatch(vectors.cpu().numpy(), np.array([len(i) for i in ids], np.int32))
+        lengths: list[int] = []
+        positions = 0
+        with torch.inference_mode(), ThreadPoolExecutor(1) as ahead:
+            blocks = [texts[at : at + TOKENISED_AHEAD] for at in range(0, len(texts), TOKENISED_AHEAD)]
+            coming = [ahead.submit(self._tokenize, blocks[0])] if blocks else []
+            for block in range(len(blocks)):
+                ids, spans = coming.pop().result()
+                if block + 1 < len(blocks):  # the device need not wait for the next block's tokens
+                    coming.append(ahead.submit(self._tokenize, blocks[block + 1]))
+                positions += self._encode_block(ids, spans, vectors[len(lengths) : len(lengths) + len(ids)])
+                lengths += map(len, ids)
+        return EncodedBatch(vectors.cpu().numpy(), np.array(lengths, np.int32), positions)
+
+    def _encode_block(self, ids: list[list[int]], spans: list[list[bool]], out: torch.Tensor) -> int:
+        """Write the vectors of tokenised texts into ``out`` [n, dim]; returns the positions computed."""
+        import torch
+
+        positions, budget = 0, self.config.batch_tokens or (512 if self.device == "cpu" else 16_384)
+        for rows in padded_batches([len(i) for i in ids], budget):
+            width = len(ids[rows[0]])
+            positions += len(rows) * width
+            batch = np.zeros((2, len(rows), width), np.int64)  # pad id 0: masked or causally unseen everywhere
+            pooled = np.zeros((len(rows), width), bool)
+            for at, row in enumerate(rows):
+                batch[0, at, : len(ids[row])] = ids[row]
+                batch[1, at, : len(ids[row])] = 1
+                pooled[at, : len(ids[row])] = spans[row]
+            tensors = torch.from_numpy(batch).to(self.device, non_blocking=True)
+            hidden = self._hidden(tensors[0], tensors[1])
+            vectors = self._pool(hidden, torch.from_numpy(pooled).to(self.device))
+            out[torch.tensor(rows, device=self.device)] = vectors.float()
+        return positions
 
     def _hidden(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Hidden states [rows, width, dim] of the requested layer, from ids and mask [rows, width]."""

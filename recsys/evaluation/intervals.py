@@ -11,6 +11,7 @@ cluster may depend on each other in any way; clusters are taken as independent.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
@@ -172,7 +173,18 @@ class Choice:
     reason: str
 
 
-def choose_interval(ess: float, effective_clicks: float, clusters: int, top_share: float = 0.0) -> Choice:
+def effective(x: ArrayLike) -> float:
+    """Kish's effective count of non-negative numbers: (sum x)^2 / sum x^2.
+
+    A number that is the share s of the sum leaves fewer than 1 / s^2, however many others there are.
+    """
+    m = np.asarray(x, dtype=np.float64)
+    squares = float(m @ m)
+    return float(m.sum()) ** 2 / squares if squares > 0 else 0.0
+
+
+def choose_interval(ess: float, effective_clicks: float, clusters: int, top_share: float = 0.0,
+                    sizes: Sequence[ArrayLike] = ()) -> Choice:
     """The rule fixed before results exist (docs/decisions/0005-intervals.md).
 
     Args:
@@ -180,21 +192,25 @@ def choose_interval(ess: float, effective_clicks: float, clusters: int, top_shar
         effective_clicks: (sum w r)^2 / sum (w r)^2 of the worst arm involved.
         clusters: number of independent units.
         top_share: share of the total weight that the largest 1 % of weights carry, worst arm.
+        sizes: float[clusters] each: rows, or weight, of every unit. Their :func:`effective` count, the least of
+            them, stands for ``clusters`` in the rule; default: units of one size.
 
     Raises:
         Refused: the evidence cannot carry any interval.
     """
-    if ess < MIN_ESS or clusters < MIN_CLUSTERS or effective_clicks < 2:
+    units = min((effective(m) for m in sizes), default=float(clusters))
+    counted = f"clusters {clusters:,}" + (f" (worth {units:,.1f} of equal size)" if units < 0.995 * clusters else "")
+    if ess < MIN_ESS or units < MIN_CLUSTERS or effective_clicks < 2:
         raise Refused(
-            f"effective sample size {ess:.1f}, effective clicks {effective_clicks:.1f}, clusters {clusters}: no "
+            f"effective sample size {ess:.1f}, effective clicks {effective_clicks:.1f}, {counted}: no "
             f"interval is published below {MIN_ESS:.0f}, 2 and {MIN_CLUSTERS}; log more, or evaluate a policy nearer "
             "the logging one"
         )
-    facts = f"effective sample size {ess:,.0f}, effective clicks {effective_clicks:,.0f}, clusters {clusters:,}"
-    full = ess >= FULL_ESS and clusters >= EXPLORATORY_CLUSTERS
+    facts = f"effective sample size {ess:,.0f}, effective clicks {effective_clicks:,.0f}, {counted}"
+    full = ess >= FULL_ESS and units >= EXPLORATORY_CLUSTERS
     if full and FEW_CLICKS <= effective_clicks < FULL_CLICKS:
         return Choice("el", "exploratory" if effective_clicks < EXPLORATORY_CLICKS else "confirmatory", facts)
-    if ess < EXPLORATORY_ESS or effective_clicks < EXPLORATORY_CLICKS or clusters < EXPLORATORY_CLUSTERS:
+    if ess < EXPLORATORY_ESS or effective_clicks < EXPLORATORY_CLICKS or units < EXPLORATORY_CLUSTERS:
         return Choice("betting", "exploratory", facts)
     if full and top_share <= FINE_TOP_SHARE:
         return Choice("t", "confirmatory", facts)

@@ -55,6 +55,7 @@ class ArmRows:
         events: metric -> effective events, (sum w |r|)^2 / sum (w r)^2 of that metric's own r: clicks, hides, revenue.
         top_share: share of the weight that the largest 1 % of weights carry.
         diagnostics: for the report.
+        sizes: float64[clusters] each: rows, and weight, of every unit; none: units of one size.
     """
 
     rows: dict[str, Floats]
@@ -63,6 +64,7 @@ class ArmRows:
     events: dict[str, float]
     top_share: float
     diagnostics: dict[str, Any]
+    sizes: tuple[Floats, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ class Comparison:
         if not self.paired:
             return arms[0].choice
         return choose_interval(min(a.ess for a in arms), min(a.events[metric] for a in arms),
-                               int(self.clusters.max()) + 1, max(a.top_share for a in arms))
+                               int(self.clusters.max()) + 1, max(a.top_share for a in arms),
+                               [m for a in arms for m in a.sizes])
 
     def lift(self, name: str, against: str, metric: str, null: float = 0.0) -> Interval:
         """Relative lift of one arm over another; rates are not negative, so a lift is never below -1.
@@ -293,15 +296,17 @@ def offpolicy_lift(
         offpolicy.require_unit_weight(facts, name)
         checks.append(health.check(f"mean weight {name}", True,
                                    f"{facts['mean_weight']:.4f} +- {facts['mean_weight_se']:.4f}, expected 1"))
-        made: dict[str, Floats | None] = {
+        rows: dict[str, Floats | None] = {
             m: offpolicy.pseudo_outcomes(seen, arm, m, estimator) for m in offpolicy.METRICS}
         events = offpolicy_events(seen, arm)
-        extra, extra_events = economics_rows(log, seen, policy, arm, made, estimator)
-        made, events = made | extra, events | extra_events
+        extra, extra_events = economics_rows(log, seen, policy, arm, rows, estimator)
+        made = {m: x for m, x in rows.items() if x is not None} | extra
         top = facts["top_1_percent_weight_share"]
-        choice = choose_interval(facts["ess"], facts["effective_clicks"], int(seen.clusters.max()) + 1, top)
-        arms[name] = ArmRows({m: x for m, x in made.items() if x is not None}, choice, facts["ess"],
-                             events, top, {**facts, "estimator": estimator})
+        counted, weighed = np.bincount(seen.clusters), np.bincount(seen.clusters, arm.weight)
+        sizes = counted.astype(np.float64), weighed.astype(np.float64)
+        choice = choose_interval(facts["ess"], facts["effective_clicks"], int(seen.clusters.max()) + 1, top, sizes)
+        arms[name] = ArmRows(made, choice, facts["ess"], events | extra_events, top,
+                             {**facts, "estimator": estimator}, sizes)
     checks += [health.duplicates(log), health.unit_of_analysis(log, ev.unit), *health.split_audit(audit)]
     comparison = Comparison(arms, config.baseline_arm, ev.goal, seen.clusters, ev.confidence, ev.bootstrap, config.seed,
                             paired=True)

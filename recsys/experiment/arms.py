@@ -83,7 +83,27 @@ def train_arm(config: ExperimentConfig, name: str, out: Path, model_out: Path | 
     from recsys.training import train_model
 
     return train_model(out / "split", config.model, config.training, target, seed=config.seed, content=content,
-                       name=f"{config.name}/{name}")
+                       semantic=_semantic(arm, name, out), name=f"{config.name}/{name}")
+
+
+def semantic_ids_of_arm(arm: ArmConfig, name: str, out: Path) -> None:
+    """Give the split's ads semantic ids into ``out/semantic_ids/NAME``, where the arm has them."""
+    if arm.semantic_ids is None:
+        return
+    from recsys.content import make_semantic_ids
+    from recsys.training.data import training_ad_ids
+
+    make_semantic_ids([out / "content" / n for n in arm.encoders], read_parquet(out / "split" / "ads.parquet"),
+                      training_ad_ids(out / "split"), arm.semantic_ids, out / "semantic_ids" / name)
+
+
+def _semantic(arm: ArmConfig, name: str, out: Path) -> Any:
+    if arm.semantic_ids is None:
+        return None
+    from recsys.content import SemanticIds
+
+    ids = SemanticIds.load(out / "semantic_ids" / name)
+    return ids.quantiser, ids.for_ads(read_parquet(out / "split" / "ads.parquet"))
 
 
 def arm_policy(config: ExperimentConfig, name: str, out: Path) -> dict[str, Any]:
@@ -205,9 +225,15 @@ def arm_usages(config: ExperimentConfig, name: str, out: Path) -> list[dict[str,
     kept = [("model", folder / "model", f"{config.name}/{name}")]
     for content in arm.encoders:
         kept += [(what, out / what / content, content) for what in ("content", "index")]
-        usages.append(json.loads((out / "content" / content / "usage.json").read_text()))
+        embedding = json.loads((out / "content" / content / "usage.json").read_text())
+        usages.append({**embedding, "price_row": config.encoders[content].price})
         built = (read_manifest(out / "index" / content) or {})["facts"]
         usages.append({"stage": "index", "seconds": built["seconds"], "device": "cpu", "model_id": built["model_id"]})
+    if arm.semantic_ids is not None:
+        kept.append(("semantic_ids", out / "semantic_ids" / name, f"{config.name}/{name}"))
+        made = (read_manifest(out / "semantic_ids" / name) or {})["facts"]
+        usages.append({"stage": "index", "seconds": made["seconds"], "device": "cpu",
+                       "model_id": f"semantic ids of {made['model_id']}"})
     metrics = folder / "model" / "metrics.json"
     if metrics.is_file():
         usages.append({**json.loads(metrics.read_text())["usage"], "model_id": f"{config.name}/{name}"})

@@ -15,7 +15,7 @@ from recsys.config import ExperimentConfig
 from recsys.content import make_encoder
 from recsys.datasets.split import prepare_split
 from recsys.errors import InputError, RecsysError
-from recsys.experiment.arms import arm_policy, embed_arm, index_content, train_arm, write_truth
+from recsys.experiment.arms import arm_policy, embed_arm, index_content, semantic_ids_of_arm, train_arm, write_truth
 from recsys.experiment.registration import register, require_unchanged
 from recsys.experiment.reporting import make_report, write_experiment_costs
 from recsys.ledger import load_card
@@ -47,11 +47,13 @@ def prepare_data(config: ExperimentConfig, arms: list[str], out: Path, data_home
         InputError: bad settings or data; nothing of them is left in ``out``.
     """
     with nothing_left_of_bad_input(out):
+        card = load_card(config.money.price_card)
+        card.storage_beside(card.get(config.money.machine, "machine"), config.money.storage)
         for name in arms:
             for content in config.arms[name].encoders:
                 make_encoder(config.encoders[content])  # knows its architecture without loading weights
-        card = load_card(config.money.price_card)
-        card.storage_beside(card.get(config.money.machine, "machine"), config.money.storage)
+                if (price := config.encoders[content].price) is not None:
+                    card.get(price)
         prepare_split(config, out, data_home)
         save_config(config, out)
 
@@ -92,6 +94,7 @@ def run_experiment(config: ExperimentConfig, out: str | Path, data_home: str | P
         embed_arm(config, arm, out)
         for content in arm.encoders:
             retrieval[content] = index_content(content, out)
+        semantic_ids_of_arm(arm, name, out)
         train_arm(config, name, out)
         arm_policy(config, name, out)
     write_json(out / "retrieval.json", retrieval)
@@ -125,6 +128,7 @@ def run_training(config: ExperimentConfig, out: str | Path, data_home: str | Pat
         raise InputError("no such arm with a ranker", file="--arm", got=name, expected=f"one of {rankers}")
     prepare_data(config, [name], out, data_home)
     embed_arm(config, config.arms[name], out)
+    semantic_ids_of_arm(config.arms[name], name, out)
     metrics = train_arm(config, name, out, out / "model")
     write_json(out / "metrics.json", metrics)
     return metrics

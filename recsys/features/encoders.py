@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,8 @@ class FeatureEncoder:
         sequence: names of list features; all use the table ``ad_id``.
         tables: table name -> vocabulary, in the order of the embedding tables.
         content: ad id -> row of the content matrix (row 0: no content), or None.
+        of_content: names among ``sparse`` that no input column holds, for they follow from the ad's content (semantic
+            ids) -> int32 [content rows], the row of the feature's table.
     """
 
     dense: tuple[DenseColumn, ...]
@@ -111,11 +113,12 @@ class FeatureEncoder:
     sequence: tuple[str, ...]
     tables: dict[str, Vocabulary]
     content: Vocabulary | None = None
+    of_content: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @staticmethod
     def fit(tables: Iterable[pa.Table], *, dense: Iterable[str], sparse: Iterable[str], sequence: Iterable[str],
             min_count: int, hash_buckets: int, content_ids: list[str] | None = None,
-            file: str | Path | None = None) -> FeatureEncoder:
+            content_values: Mapping[str, pa.Array] | None = None, file: str | Path | None = None) -> FeatureEncoder:
         """Fit on a stream of training tables (and on nothing else).
 
         Args:
@@ -124,13 +127,21 @@ class FeatureEncoder:
             min_count: values seen less often go to the out-of-vocabulary row.
             hash_buckets: a feature with more kept values than this is hashed to so many rows.
             content_ids: ads that have a content vector, in the order of the content matrix's rows 1, 2, ...
+            content_values: further categorical features by name, string [len(content_ids)]: the value of each such ad.
             file: named in errors.
 
         Raises:
             InputError: a missing column, one of the wrong type, or an infinite number.
         """
         dense, sparse, sequence = tuple(dense), tuple(sparse), tuple(sequence)
-        names = list(sparse) + ([AD_TABLE] if sequence and AD_TABLE not in sparse else [])
+        values = dict(content_values or {})
+        if taken := sorted(values.keys() & {*dense, *sparse, *sequence}):
+            raise InputError("a feature column has the name of a semantic id", file=file, column=taken[0],
+                             expected="another name")
+        content = None
+        if content_ids is not None:
+            content = Vocabulary(CONTENT_TABLE, "vocabulary", len(content_ids) + 1, pa.array(content_ids, pa.string()))
+        names = [*sparse, *values] + ([AD_TABLE] if sequence and AD_TABLE not in sparse else [])
         counters, statistics = {n: Counter() for n in names}, {n: _DenseStatistics() for n in dense}
         offset = 0
         for table in tables:
@@ -141,19 +152,22 @@ class FeatureEncoder:
                 counters[name].add(table[name], name, file)
             for name in sequence:
                 counters[AD_TABLE].add(pc.list_flatten(_list(table, name, file)), name, file)
+            if content is not None and values:
+                rows = content.encode(table[AD_TABLE], AD_TABLE, file)
+                for name, column in values.items():
+                    counters[name].add(column.take(pa.array(rows[rows > 0] - 1)), name, file)
             offset += table.num_rows
-        content = None
-        if content_ids is not None:
-            content = Vocabulary(CONTENT_TABLE, "vocabulary", len(content_ids) + 1, pa.array(content_ids, pa.string()))
-        return FeatureEncoder(
-            tuple(statistics[n].column(n) for n in dense), sparse, sequence,
-            {n: c.vocabulary(n, min_count, hash_buckets) for n, c in counters.items()}, content,
-        )
+        vocabularies = {n: c.vocabulary(n, min_count, hash_buckets) for n, c in counters.items()}
+        # Row 0 is the ad without content: no value.
+        of_content = {n: np.append(np.int32(0), vocabularies[n].encode(v, n, file)) for n, v in values.items()}
+        return FeatureEncoder(tuple(statistics[n].column(n) for n in dense), (*sparse, *values), sequence,
+                              vocabularies, content, of_content)
 
     @property
     def columns(self) -> list[str]:
         """Input columns that :meth:`encode` needs."""
-        names = [c.name for c in self.dense] + list(self.sparse) + list(self.sequence)
+        names = [c.name for c in self.dense] + [n for n in self.sparse if n not in self.of_content]
+        names += self.sequence
         return list(dict.fromkeys([*names, AD_TABLE] if self.content is not None else names))
 
     @property
@@ -186,15 +200,18 @@ class FeatureEncoder:
             dense[:, at : at + column.width] = column.encode(_numbers(table, column.name, file, offset))
             at += column.width
         sparse = np.zeros((n, len(self.sparse)), np.int32)
-        for i, name in enumerate(self.sparse):
-            sparse[:, i] = self.tables[name].encode(table[name], name, file)
-        lists = [_list(table, name, file) for name in self.sequence]
-        sequences = [_jagged(c, self.tables[AD_TABLE], s, file) for c, s in zip(lists, self.sequence, strict=True)]
         content_row, history = np.zeros(n, np.int32), Jagged.empty(n)
         if self.content is not None:
             content_row = self.content.encode(table[AD_TABLE], AD_TABLE, file)
-            if lists:
-                history = _jagged(lists[0], self.content, self.sequence[0], file).without(0)
+        for i, name in enumerate(self.sparse):
+            if name in self.of_content:
+                sparse[:, i] = self.of_content[name][content_row]
+            else:
+                sparse[:, i] = self.tables[name].encode(table[name], name, file)
+        lists = [_list(table, name, file) for name in self.sequence]
+        sequences = [_jagged(c, self.tables[AD_TABLE], s, file) for c, s in zip(lists, self.sequence, strict=True)]
+        if self.content is not None and lists:
+            history = _jagged(lists[0], self.content, self.sequence[0], file).without(0)
         return Encoded(dense, sparse, content_row, tuple(sequences), history)
 
     def to_json(self) -> dict[str, Any]:
@@ -211,15 +228,16 @@ class FeatureEncoder:
         return vocabulary.to_table([*self.tables.values(), *([self.content] if self.content is not None else [])])
 
     @staticmethod
-    def from_json(value: dict[str, Any], table: pa.Table, file: str | Path | None = None) -> FeatureEncoder:
-        """The encoder that :meth:`to_json` and :meth:`vocabulary_table` wrote."""
+    def from_json(value: dict[str, Any], table: pa.Table, file: str | Path | None = None,
+                  of_content: Mapping[str, np.ndarray] | None = None) -> FeatureEncoder:
+        """The encoder that :meth:`to_json` and :meth:`vocabulary_table` wrote; the caller keeps ``of_content``."""
         specs = dict(value["tables"])
         if value["content"] is not None:
             specs[CONTENT_TABLE] = value["content"]
         found = vocabulary.from_table(table, specs, file)
         content = found.pop(CONTENT_TABLE) if value["content"] is not None else None
         return FeatureEncoder(tuple(DenseColumn(**c) for c in value["dense"]), tuple(value["sparse"]),
-                              tuple(value["sequence"]), found, content)
+                              tuple(value["sequence"]), found, content, of_content or {})
 
 
 def require_columns(table: pa.Table, names: Iterable[str], file: str | Path | None = None) -> None:

@@ -1,8 +1,9 @@
 """Measured work -> money: COSTS rows in the columns of FOCUS 1.2 (FinOps Open Cost and Usage Specification).
 
 A *usage* is what a stage says about the work of one model: its stage, tokens, measured seconds, device. Booking one
-multiplies the measured seconds with the price of the machine they ran on (stored bytes with that of storage).
-Nobody sends an invoice for these rows, so
+multiplies the measured seconds with the price of the machine they ran on (stored bytes with that of storage); one that
+names the ``price_row`` of a hosted API multiplies the tokens that the API counted with its price. Nobody sends an
+invoice for these rows, so
 ``x_IsEstimated`` is true and billed, contracted, list and effective cost are all list price x time; the interval
 ``x_CostLow``..``x_CostHigh`` runs from the lowest spot price to the list price. What a hosted API would have charged
 for the same tokens stands in ``SkuPriceDetails`` as an alternative and enters no total.
@@ -31,7 +32,7 @@ STAGES = ("embed", "finetune", "train", "index", "store", "score", "online-score
 """Stages that a usage may name; ``pretrain`` is booked by this module alone."""
 PRETRAIN = "pretrain"
 _HOUR, _GB = 3600.0, 1e9
-_DEVICE = re.compile(r"cpu|(cuda|mps)(:\d+)?")
+_DEVICE = re.compile(r"cpu|remote|(cuda|mps)(:\d+)?")
 
 
 def book(
@@ -50,10 +51,11 @@ def book(
     Args:
         usages: one mapping per piece of work. ``stage`` (one of :data:`STAGES`) and ``seconds`` (wall clock, >= 0) are
             required; stage ``store`` has ``bytes`` and ``months`` instead of seconds. Read where present:
-            ``model_id``, ``model_revision``, ``tokens``, ``tokens_out``, ``device`` ("cpu", "cuda", "cuda:0"),
-            ``device_name``, ``flops``, ``utilisation`` (of the device's peak, 0..1), ``batch_size``, ``cache_hit``,
-            ``feature_set_id``, ``started`` (datetime or ISO text), ``machine`` and ``arm_id`` (over the arguments of
-            that name), ``pretrained`` (default: an embedding that took FLOPs).
+            ``model_id``, ``model_revision``, ``tokens``, ``tokens_out``, ``device`` ("cpu", "cuda", "cuda:0",
+            "remote"), ``price_row`` (of a hosted model; its tokens are priced, not the seconds), ``device_name``,
+            ``flops``, ``utilisation`` (of the device's peak, 0..1), ``batch_size``, ``cache_hit``, ``feature_set_id``,
+            ``started`` (datetime or ISO text), ``machine`` and ``arm_id`` (over the arguments of that name),
+            ``pretrained`` (default: an embedding that took FLOPs).
         card: the price card.
         machine: id of the card's row for the machine the work ran on.
         storage: id of the card's row for what is stored; default: the storage of the machine's provider. A card
@@ -80,8 +82,11 @@ def book(
     sunk: set[tuple[str, str, str]] = set()
     for index, usage in enumerate(usages):
         _check(usage, index)
-        stored = usage["stage"] == "store"
-        price: PriceRow | None = card.get(str(usage.get("machine") or machine), "machine")
+        stored, hosted = usage["stage"] == "store", usage.get("price_row")
+        price: PriceRow | None = card.get(str(hosted or usage.get("machine") or machine), None if hosted else "machine")
+        if hosted and price is not None and price.unit == "hour":
+            raise InputError("a machine's price row for a hosted model", file="usage", column="price_row", row=index,
+                             got=price.id, expected="a row priced by the million tokens")
         if stored and price is not None:
             price = card.storage_beside(price, storage)
         if price is None:
@@ -148,7 +153,7 @@ def _check(usage: Mapping[str, Any], index: int) -> None:
             raise bad(key, "a finite amount >= 0, or nothing")
     # GPU seconds and price mismatches are read off the device's type; a processor's own name would count as a GPU.
     if not _DEVICE.fullmatch(str(usage.get("device") or "cpu")):
-        raise bad("device", "cpu, cuda or cuda:0 (the processor's own name is device_name)")
+        raise bad("device", "cpu, cuda, cuda:0 or remote (the processor's own name is device_name)")
     if (usage.get("utilisation") or 0) > 1:
         raise bad("utilisation", "a share of the device's peak in [0, 1]")
 
@@ -189,15 +194,18 @@ def _common(usage: Mapping[str, Any], card: PriceCard, price: PriceRow, quantity
 def _row(usage: Mapping[str, Any], card: PriceCard, price: PriceRow, share: float, now: dt.datetime) -> dict[str, Any]:
     seconds = float(usage["seconds"]) * share
     device = str(usage.get("device") or "cpu")
-    tokens = round((usage.get("tokens") or 0) * share)
-    flops = usage.get("flops")
-    return _common(usage, card, price, seconds / _HOUR, "Hours", now) | {
-        "ConsumedQuantity": seconds, "ConsumedUnit": "Seconds",
+    paid = (usage.get("tokens") or 0) * share
+    tokens, flops = round(paid), usage.get("flops")
+    hosted = price.unit == "million tokens"
+    quantity, unit = (paid / 1e6, "1M Tokens") if hosted else (seconds / _HOUR, "Hours")
+    return _common(usage, card, price, quantity, unit, now) | {
+        "ConsumedQuantity": paid if hosted else seconds, "ConsumedUnit": "Tokens" if hosted else "Seconds",
         "SkuPriceDetails": json.dumps(_price_details(usage, card, price, tokens), sort_keys=True),
         "ResourceId": usage.get("device_name") or device,
         "Tags": json.dumps(_tags(usage, device, price), sort_keys=True),
         "x_TokensIn": tokens, "x_TokensOut": round((usage.get("tokens_out") or 0) * share),
-        "x_Seconds": seconds, "x_Device": device, "x_GpuSeconds": 0.0 if device.startswith("cpu") else seconds,
+        "x_Seconds": seconds, "x_Device": device,
+        "x_GpuSeconds": 0.0 if device.startswith(("cpu", "remote")) else seconds,
         "x_Flops": None if flops is None else float(flops) * share,
         "x_MFU": usage.get("utilisation"), "x_BatchSize": usage.get("batch_size"),
         "x_CacheHit": usage.get("cache_hit"),
@@ -225,6 +233,8 @@ def _rule(impressions: int | None, shared_by: list[str] | None) -> str:
 
 
 def _price_details(usage: Mapping[str, Any], card: PriceCard, price: PriceRow, tokens: int) -> dict[str, Any]:
+    if price.unit == "million tokens":
+        return {"list_per_million_tokens": price.list_price}
     details: dict[str, Any] = {"list_per_hour": price.list_price,
                                "spot_per_hour": None if price.spot is None else [price.spot.low, price.spot.high]}
     api = card.token_price_range("embedding")

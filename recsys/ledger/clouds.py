@@ -68,7 +68,8 @@ def _work(costs: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], dict[str,
             continue
         at = out.setdefault((str(row["x_ArmId"]), str(row["x_Stage"])),
                             {"seconds": 0.0, "flops": 0.0, "tokens": 0.0, "gb_months": 0.0})
-        at["seconds"] += row.get("x_Seconds") or 0.0
+        if row.get("PricingUnit") != "1M Tokens":  # waiting for a hosted model is not work that a machine would do
+            at["seconds"] += row.get("x_Seconds") or 0.0
         at["flops"] += row.get("x_Flops") or 0.0
         at["tokens"] += row.get("x_TokensIn") or 0
         at["gb_months"] += row["PricingQuantity"] if row["PricingUnit"] == "GB-Months" else 0.0

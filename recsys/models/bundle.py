@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError
@@ -17,10 +19,12 @@ from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
 
 from recsys.config import ModelConfig, parse_model
+from recsys.content.semantic_ids import ResidualQuantiser, prefix_features
 from recsys.content.vectors import CorpusTransform
 from recsys.contracts import read_parquet
 from recsys.errors import InputError
 from recsys.features.encoders import FeatureEncoder
+from recsys.features.vocabulary import Vocabulary
 from recsys.models.dlrm import DLRM
 from recsys.models.embeddings import Table
 from recsys.stage import sha256_file, write_json
@@ -38,6 +42,9 @@ class Bundle:
         heads: names of the outputs.
         model_id: name and the first 12 digits of the weights' SHA-256.
         device: where the models are.
+        content: float32 [N + 1, C], the frozen content matrix, or None.
+        transform: what made it from raw content vectors.
+        quantiser: what makes semantic ids from raw content vectors, where the ranker has them.
     """
 
     models: tuple[DLRM, ...]
@@ -45,6 +52,60 @@ class Bundle:
     heads: tuple[str, ...]
     model_id: str
     device: torch.device
+    content: np.ndarray | None = None
+    transform: CorpusTransform | None = None
+    quantiser: ResidualQuantiser | None = None
+
+    def with_ads(self, ids: list[str], vectors: np.ndarray) -> Bundle:
+        """The same ranker with the content of further ads: made since training, or with a new text.
+
+        Other ads keep their rows, so their scores do not change; this bundle stays as it is.
+
+        Args:
+            ids: n distinct ad ids.
+            vectors: [n, d], their raw content vectors by the encoder that the ranker was trained with.
+
+        Raises:
+            InputError: a ranker without content, vectors of another length, one that is not finite, an id twice.
+        """
+        if self.content is None or self.transform is None or self.encoder.content is None:
+            raise InputError("this model takes no content", file=self.model_id, expected="an arm with content")
+        if len(set(ids)) != len(ids) or len(ids) != len(vectors):
+            raise InputError("content vectors do not fit the ads", got=f"{len(vectors)} vectors of {len(set(ids))} ads",
+                             expected="one vector an ad")
+        if not np.isfinite(vectors).all():
+            raise InputError("content vector is not finite", row=int(np.argmin(np.isfinite(vectors).all(axis=1))))
+        known = self.encoder.content.values.to_pylist()
+        rows = dict(zip(known, range(1, len(known) + 1), strict=True))
+        for ad in ids:
+            rows.setdefault(ad, len(rows) + 1)
+        at = np.array([rows[ad] for ad in ids], np.int64)
+
+        def written(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+            out = np.zeros((len(rows) + 1, *old.shape[1:]), old.dtype)
+            out[: len(old)] = old
+            out[at] = new
+            return out
+
+        unit = self.transform.transform(vectors)
+        content = written(self.content, unit * np.float32(np.sqrt(unit.shape[1])))
+        of_content = {}
+        if self.quantiser is not None:
+            features = prefix_features(self.quantiser.encode(vectors))
+            of_content = {n: written(old, self.encoder.tables[n].encode(features[n], n))
+                          for n, old in self.encoder.of_content.items()}
+        listed = Vocabulary(self.encoder.content.name, "vocabulary", len(rows) + 1, pa.array(list(rows), pa.string()))
+        encoder = replace(self.encoder, content=listed, of_content=of_content)
+        tensor = torch.from_numpy(content).to(self.device)
+        models = tuple(_with_content(model, tensor) for model in self.models)
+        return replace(self, models=models, encoder=encoder, content=content)
+
+
+def _with_content(model: DLRM, content: torch.Tensor) -> DLRM:
+    # Weights are shared, buffers are not: requests that run on the other model still see the matrix they began with.
+    other = copy.copy(model)
+    other._buffers = {**model._buffers, "content": content}
+    return other
 
 
 def pick_device(device: str) -> torch.device:
@@ -76,13 +137,14 @@ def build_model(encoder: FeatureEncoder, config: ModelConfig, content: np.ndarra
 
 def save_bundle(folder: Path, models: Sequence[DLRM], encoder: FeatureEncoder, config: ModelConfig, name: str,
                 content: np.ndarray | None = None, transform: CorpusTransform | None = None,
-                facts: dict[str, Any] | None = None) -> None:
+                quantiser: ResidualQuantiser | None = None, facts: dict[str, Any] | None = None) -> None:
     """Write the model folder.
 
     Args:
         folder: exists; its files of the same names are replaced.
         content: the frozen content matrix [N + 1, C].
         transform: what made it from raw vectors; kept so that new ads can be brought in.
+        quantiser: likewise, of semantic ids.
         facts: what else model.json should say.
     """
     weights = {f"{i}.{n}": t for i, model in enumerate(models) for n, t in model.weights().items()}
@@ -92,6 +154,9 @@ def save_bundle(folder: Path, models: Sequence[DLRM], encoder: FeatureEncoder, c
         arrays = {"vectors": np.ascontiguousarray(content, np.float32)}
         if transform is not None:
             arrays |= {n: np.ascontiguousarray(a) for n, a in transform.tensors().items()}
+        if quantiser is not None:
+            arrays |= {f"quantiser.{n}": a for n, a in quantiser.tensors().items()}
+        arrays |= {f"of_content.{n}": np.ascontiguousarray(a) for n, a in encoder.of_content.items()}
         save_numpy(arrays, folder / "content.safetensors")
     write_json(folder / "model.json", {
         "format": FORMAT, "name": name, "model_id": f"{name}-{sha256_file(folder / 'model.safetensors')[:12]}",
@@ -132,8 +197,9 @@ def load_bundle(folder: str | Path, device: str = "auto") -> Bundle:
     vocabulary = folder / "vocabulary.parquet"
     has_values = any(v["rows"] > 1 for v in spec["features"]["tables"].values() if v["kind"] == "vocabulary")
     table = read_parquet(vocabulary) if has_values or spec["has_content"] else pq.read_table(vocabulary)
-    encoder = FeatureEncoder.from_json(spec["features"], table, vocabulary)
-    content = _tensors(folder / "content.safetensors", load_numpy)["vectors"] if spec["has_content"] else None
+    arrays = _tensors(folder / "content.safetensors", load_numpy) if spec["has_content"] else {}
+    encoder = FeatureEncoder.from_json(spec["features"], table, vocabulary, _under("of_content.", arrays))
+    content = arrays.get("vectors")
     weights = _tensors(folder / "model.safetensors", load_file)
     models = []
     for member in range(spec["members"]):
@@ -145,7 +211,16 @@ def load_bundle(folder: str | Path, device: str = "auto") -> Bundle:
                              expected="the file that was saved with it") from None
         model.eval().requires_grad_(False)
         models.append(model)
-    return Bundle(tuple(models), encoder, config.heads, spec["model_id"], at)
+    transform = quantiser = None
+    if "mean" in arrays:
+        transform = CorpusTransform(arrays["mean"], arrays["components"], arrays["scale"], "l2")
+    if found := _under("quantiser.", arrays):
+        quantiser = ResidualQuantiser.from_tensors(found)
+    return Bundle(tuple(models), encoder, config.heads, spec["model_id"], at, content, transform, quantiser)
+
+
+def _under(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
 
 
 def _tensors(path: Path, load: Any) -> Any:

@@ -39,6 +39,10 @@ class Scorer:
         """
         return cls(load_bundle(model_dir, device))
 
+    def with_ads(self, ids: list[str], vectors: np.ndarray) -> Scorer:
+        """A scorer that also knows the content of further ads (:meth:`Bundle.with_ads`); this one stays as it is."""
+        return Scorer(self._bundle.with_ads(ids, vectors))
+
     @property
     def columns(self) -> list[str]:
         """Input columns that :meth:`score` needs."""

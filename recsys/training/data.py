@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -99,7 +99,8 @@ def _counts(table: pa.Table, name: str, file: Path) -> np.ndarray:
 
 
 def load_training_data(split_dir: Path, model: ModelConfig, validation_share: float, scratch: Path,
-                       content_ids: list[str] | None = None) -> TrainingData:
+                       content_ids: list[str] | None = None,
+                       content_values: Mapping[str, pa.Array] | None = None) -> TrainingData:
     """Fit the encoder on the training rows and encode both parts into ``scratch``.
 
     Args:
@@ -108,6 +109,7 @@ def load_training_data(split_dir: Path, model: ModelConfig, validation_share: fl
         validation_share: share of the training part that is kept out of training.
         scratch: folder for the encoded arrays.
         content_ids: ads with a content vector, in the order of the content matrix from row 1.
+        content_values: sparse features that follow from an ad's content, aligned to ``content_ids``.
 
     Raises:
         InputError: missing files or columns, wrong types, bad labels, no rows.
@@ -127,7 +129,8 @@ def load_training_data(split_dir: Path, model: ModelConfig, validation_share: fl
 
     encoder = FeatureEncoder.fit(
         training_rows(), dense=info.dense, sparse=info.sparse, sequence=info.sequence, min_count=model.min_count,
-        hash_buckets=model.hash_buckets, content_ids=content_ids, file=paths["train"])
+        hash_buckets=model.hash_buckets, content_ids=content_ids, content_values=content_values,
+        file=paths["train"])
     encoded = {p: write_encoded(_encode(path, encoder, labels, list(columns)), scratch / p)
                for p, path in paths.items()}
     train, mask = encoded["train"], np.concatenate(masks)

@@ -14,6 +14,7 @@ import torch
 
 from recsys.config import ModelConfig, TrainingConfig
 from recsys.content.device import device_name, matmul_ceiling
+from recsys.content.semantic_ids import ResidualQuantiser, prefix_features
 from recsys.errors import InputError
 from recsys.features.batches import BatchLoader
 from recsys.log import log, progress
@@ -25,6 +26,7 @@ from recsys.training.data import TrainingData, load_training_data, training_ad_i
 from recsys.training.loop import evaluate, train_member
 
 Content = tuple[list[str], np.ndarray]
+Semantic = tuple[ResidualQuantiser, np.ndarray]
 """Ad ids, and their content vectors float [n, d]."""
 
 _EVALUATION_BATCH = 16_384
@@ -33,7 +35,8 @@ _USAGE = 2  # form of the usage row; models whose row is of an older form are tr
 
 
 def train_model(split_dir: Path, model: ModelConfig, training: TrainingConfig, out: Path, *, seed: int = 0,
-                content: Content | None = None, device: str = "auto", name: str = "model") -> dict[str, Any]:
+                content: Content | None = None, semantic: Semantic | None = None, device: str = "auto",
+                name: str = "model") -> dict[str, Any]:
     """Train a DLRM and write its model folder; run again with the same inputs it does nothing.
 
     A run that was killed continues from its last checkpoint when it is started again, and ends with the metrics it
@@ -45,6 +48,7 @@ def train_model(split_dir: Path, model: ModelConfig, training: TrainingConfig, o
         out: the model folder.
         seed: same seed, same device, same number of threads: same metrics.
         content: content vectors of the ads of both parts, or None.
+        semantic: semantic ids int32 [ads, levels] of the same ads in the same order, and what made them; or None.
         device: ``auto`` | ``cpu`` | ``cuda``.
         name: goes into the model's id.
 
@@ -60,11 +64,13 @@ def train_model(split_dir: Path, model: ModelConfig, training: TrainingConfig, o
     split_dir, out, at = Path(split_dir), Path(out), pick_device(device)
     config = {"model": model.model_dump(mode="json"), "training": training.model_dump(mode="json"), "seed": seed,
               "name": name, "device": at.type, "torch": torch.__version__, "usage": _USAGE,
-              "content": None if content is None else _hash(content)}
+              "content": None if content is None else _hash(content),
+              "semantic_ids": None if semantic is None else sha256_bytes(
+                  np.ascontiguousarray(semantic[1]).tobytes() + semantic[0].codebooks.tobytes())}
     inputs = {f: split_dir / f for f in ("train.parquet", "test.parquet", "dataset.json")}
 
     def build(stage: Stage) -> None:
-        _train(stage, split_dir, model, training, seed, content, at, name)
+        _train(stage, split_dir, model, training, seed, content, semantic, at, name)
 
     run_stage("train", out, config=config, inputs=inputs, build=build, resume=True)
     return dict(json.loads((out / "metrics.json").read_text()))
@@ -76,13 +82,14 @@ def _hash(content: Content) -> str:
 
 
 def _train(stage: Stage, split_dir: Path, model: ModelConfig, training: TrainingConfig, seed: int,
-           content: Content | None, device: torch.device, name: str) -> None:
+           content: Content | None, semantic: Semantic | None, device: torch.device, name: str) -> None:
     started = time.perf_counter()
     matrix = transform = None
     if content is not None:
         matrix, transform = content_matrix(*content, training_ad_ids(split_dir), model.content_dim)
     data = load_training_data(split_dir, model, training.validation_share, stage.folder / "encoded",
-                              None if content is None else content[0])
+                              None if content is None else content[0],
+                              None if semantic is None else prefix_features(semantic[1]))
     encoding = time.perf_counter() - started
     models, states = [], []
     loader = BatchLoader(data.train, data.training_rows, data.keys, training.batch_size, training.shuffle_window)
@@ -109,7 +116,7 @@ def _train(stage: Stage, split_dir: Path, model: ModelConfig, training: Training
                   "utilisation": min(flops / max(seconds, 1e-9) / matmul_ceiling(device.type, "float32"), 1.0)},
     }
     save_bundle(stage.folder, models, data.encoder, model, name, matrix, transform,
-                {"seed": seed, "training": training.model_dump(mode="json")})
+                None if semantic is None else semantic[0], {"seed": seed, "training": training.model_dump(mode="json")})
     write_json(stage.path("metrics.json"), metrics)
     stage.rows = {"train": len(data.train), "validation": len(data.validation_rows), "test": len(data.test)}
     stage.facts = {"test": metrics["test"], "samples_per_second": metrics["samples_per_second"]}

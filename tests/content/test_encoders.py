@@ -152,6 +152,23 @@ def test_bfloat16_is_close(tiny_llama):
                   llama(tiny_llama, dtype="float32").encode(texts).vectors).min() > 0.99
 
 
+@pytest.mark.parametrize("layer", [0, 1, -1])
+def test_bfloat16_multiplies_and_float32_sums(tiny_llama, layer):
+    texts = [f"the quick brown fox saves ${i} on dog {i * 7}" for i in range(20)]
+    exact, encoder = llama(tiny_llama, layer=layer).encode(texts).vectors, llama(tiny_llama, layer=layer,
+                                                                                 dtype="bfloat16")
+    assert encoder.parameters >= 0  # loads
+    streams, products = [], set()
+    for block in encoder._model.layers:
+        block.register_forward_hook(lambda module, args, out: streams.append(out.dtype))
+        for module in (m for m in block.modules() if isinstance(m, torch.nn.Linear)):
+            module.register_forward_hook(lambda module, args, out: products.add((args[0].dtype, out.dtype)))
+    assert cosine(encoder.encode(texts).vectors, exact).min() > 0.999
+    assert set(streams) <= {torch.float32}
+    assert products <= {(torch.bfloat16, torch.bfloat16)}
+    assert bool(streams) == bool(products) == (layer != 0)
+
+
 def test_revision_follows_the_weights(tiny_llama, tmp_path):
     from tests.content.conftest import make_llama
 
@@ -277,3 +294,16 @@ def test_minilm_knows_what_belongs_together():
         ["Cheap flights to Paris", "Low-cost air tickets to France", "How to knit a warm scarf"]).vectors
     assert vectors.shape == (3, 384)
     assert vectors[0] @ vectors[1] > 0.6 > 0.3 > vectors[0] @ vectors[2]
+
+
+@pytest.mark.parametrize("ahead", [1, 5, 13, 14])
+def test_tokenising_ahead_changes_nothing(tiny_llama, monkeypatch, ahead):
+    encoder = llama(tiny_llama)
+    whole = encoder.encode(AWKWARD)
+    monkeypatch.setattr("recsys.content.transformer.TOKENISED_AHEAD", ahead)
+    parts = encoder.encode(AWKWARD)
+    assert np.allclose(parts.vectors, whole.vectors, atol=1e-5)
+    assert (parts.tokens == whole.tokens).all()
+    monkeypatch.setattr(encoder, "_tokenize", lambda texts: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # what fails in the thread is not lost there
+        encoder.encode(AWKWARD)

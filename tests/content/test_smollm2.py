@@ -69,3 +69,13 @@ def test_smollm2_knows_what_belongs_together(cache, monkeypatch):
     near = centred @ centred.T
     np.fill_diagonal(near, -np.inf)
     assert near.argmax(1).tolist() == [1, 0, 3, 2, 5, 4]
+
+
+def test_bfloat16_with_float32_residuals_keeps_every_vector(cache, monkeypatch):
+    monkeypatch.setenv("RECSYS_CACHE", str(cache))
+    texts = [f"{n} {what} that will {do}" for n in ("7 reasons", "A man", "🎉 Ads", "The one trick")
+             for what in ("of winter boots", "in a loan office", "on TV") for do in ("make you cry", "save $5 a day!")]
+    exact, short = (make_encoder(EncoderConfig(kind="llama", dtype=d), device="cpu").encode(texts).vectors
+                    for d in ("float32", "bfloat16"))
+    cosine = (exact * short).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(short, axis=1)
+    assert cosine.min() > 0.9995

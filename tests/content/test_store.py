@@ -16,6 +16,7 @@ import pytest
 from recsys.config import EncoderConfig
 from recsys.content import ad_text, embed_texts, for_ads, joined_for_ads, load_vectors, make_encoder, read_usage
 from recsys.content import store as store_module
+from recsys.content.ranks import Ranks
 from recsys.contracts import CONTENT, read_parquet
 from recsys.errors import InputError, RecsysError
 
@@ -298,3 +299,58 @@ def test_joined_vectors_weigh_each_encoder_alike_whatever_its_scale(tmp_path):
         assert np.isclose(block.var(axis=0).sum(), 1.0, rtol=1e-4)
     _, alone = joined_for_ads([tmp_path / "64"], table)
     assert np.array_equal(alone, for_ads(load_vectors(tmp_path / "64"), table)[1])
+
+
+RANK = """
+import sys
+from pathlib import Path
+from recsys.config import EncoderConfig
+from recsys.content import embed_texts
+from tests.content.test_store import ads
+embed_texts(ads(500), EncoderConfig(kind="hashed", dim=64), Path(sys.argv[1]), chunk=40)
+"""
+
+
+def test_ranks_embed_their_shares_into_one_store(tmp_path):
+    command = [sys.executable, "-c", RANK, str(tmp_path / "store")]
+    world = {**os.environ, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    ranks = [subprocess.Popen(command, env={**world, "RANK": str(rank)}) for rank in (1, 0)]
+    assert [r.wait(timeout=120) for r in ranks] == [0, 0]  # either alone would wait for the other's half for ever
+    embed_texts(ads(500), EncoderConfig(kind="hashed", dim=64), tmp_path / "alone")
+    a, b = load_vectors(tmp_path / "store"), load_vectors(tmp_path / "alone")
+    assert a.hashes == b.hashes
+    assert np.array_equal(a.matrix, b.matrix)
+    assert read_usage(tmp_path / "store")["tokens"] == read_usage(tmp_path / "alone")["tokens"]
+    assert leftovers(tmp_path / "store") == ["alone"]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_shares_are_disjoint_and_cover(world):
+    items = list(range(100))
+    shares = [Ranks(rank, world).share(items) for rank in range(world)]
+    assert sorted(i for share in shares for i in share) == items
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("given", [{"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "x"}, {"LOCAL_WORLD_SIZE": "3"}])
+def test_ranks_that_contradict_each_other_are_refused(monkeypatch, given):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert Ranks.of_environment() == Ranks()
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="torchrun"):
+        Ranks.of_environment()
+
+
+def test_usage_tells_padding_and_rate(tmp_path, tiny_llama):
+    config = EncoderConfig(kind="llama", model=str(tiny_llama), dtype="float32", batch_tokens=64)
+    embed_texts(ads(50), config, tmp_path / "store", device="cpu")
+    usage = read_usage(tmp_path / "store")
+    assert usage["positions"] >= usage["tokens"] > 0
+    assert usage["padding_share"] == pytest.approx(1 - usage["tokens"] / usage["positions"])
+    assert usage["tokens_per_second"] == pytest.approx(usage["tokens"] / usage["seconds"])
+    short, long = pa.table({"title": ["a", "b" * 40], "content_hash": ["0", "1"]}), config.model_copy(
+        update={"batch_tokens": 4096})
+    embed_texts(short, long, tmp_path / "padded", device="cpu")
+    assert read_usage(tmp_path / "padded")["padding_share"] > 0.3  # one batch of very different lengths

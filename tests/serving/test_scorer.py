@@ -8,8 +8,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-from recsys.config import ModelConfig, TrainingConfig
+from recsys.config import ModelConfig, SemanticIdConfig, TrainingConfig
+from recsys.content.semantic_ids import ResidualQuantiser
 from recsys.errors import InputError
+from recsys.models.bundle import load_bundle
 from recsys.serving.scorer import Scorer
 from recsys.training.trainer import train_model
 from tests.training.toy import toy_content, toy_split, toy_table
@@ -87,3 +89,62 @@ def test_throughput(model_dir: Path) -> None:
     started = time.perf_counter()
     scorer.score(table)
     assert table.num_rows / (time.perf_counter() - started) > 50_000
+
+
+@pytest.fixture(scope="module")
+def with_semantic_ids(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained on 40 ads whose click content decides; every ad has a semantic id, none is a known ad_id."""
+    torch.set_num_threads(1)
+    folder, (ids, vectors) = tmp_path_factory.mktemp("semantic"), toy_content()
+    split = toy_split(folder / "split", sparse=["user_id", "surface"], ad_features=[])
+    quantiser = ResidualQuantiser.fit(vectors, SemanticIdConfig(levels=2, codebook=4, dim=8))
+    train_model(split, ModelConfig(embedding_dim=4, bottom=(8,), top=(16,), content_dim=8),
+                TrainingConfig(epochs=1, batch_size=128), folder / "model", content=(ids, vectors),
+                semantic=(quantiser, quantiser.encode(vectors)))
+    return folder / "model"
+
+
+def test_semantic_ids_travel_with_the_model(with_semantic_ids: Path) -> None:
+    scorer, bundle = Scorer.load(with_semantic_ids), load_bundle(with_semantic_ids)
+    assert scorer.columns == ["price", "user_id", "surface", "history", "ad_id"]  # the ids follow from the ad
+    assert bundle.encoder.sparse == ("user_id", "surface", "semantic_id_1", "semantic_id_2")
+    assert {"semantic_id_1", "semantic_id_2"} <= bundle.encoder.tables.keys()
+    assert bundle.quantiser is not None
+    codes = bundle.quantiser.encode(toy_content()[1])
+    encoded = bundle.encoder.encode(toy_table(50, 3))
+    ad = np.array([int(a[2:]) for a in toy_table(50, 3)["ad_id"].to_pylist()])
+    for level in (1, 2):
+        listed = ["-".join(map(str, c[:level])) for c in codes]
+        rows = bundle.encoder.tables[f"semantic_id_{level}"].encode(pa.array(listed), "x")
+        np.testing.assert_array_equal(encoded.sparse[:, 1 + level], rows[ad])
+        assert rows.min() > 0
+    weights = bundle.models[0].weights()
+    assert weights["table.semantic_id_1"].shape == (5, 4)
+
+
+def test_an_ad_made_after_training_scores_as_its_twin(with_semantic_ids: Path) -> None:
+    scorer, (_, vectors) = Scorer.load(with_semantic_ids), toy_content()
+    table = toy_table(200, 9)
+    renamed = table.set_column(table.column_names.index("ad_id"), "ad_id",
+                               pa.array([f"new {a}" for a in table["ad_id"].to_pylist()]))
+    before, unknown = scorer.score(table)["click"], scorer.score(renamed)["click"]
+    grown = scorer.with_ads([f"new ad{i}" for i in range(len(vectors))], vectors)
+    np.testing.assert_allclose(grown.score(renamed)["click"], before, atol=1e-6)  # same content: same score
+    np.testing.assert_allclose(grown.score(table)["click"], before, atol=1e-7)
+    np.testing.assert_array_equal(scorer.score(renamed)["click"], unknown)  # the first one did not change
+    assert np.abs(unknown - before).max() > 1e-3
+    swapped = scorer.with_ads(["ad0"], vectors[1:2])  # a new text under an old id
+    rows = toy_table(200, 9)
+    as_first, as_second = (rows.set_column(2, "ad_id", pa.array([a] * 200)) for a in ("ad0", "ad1"))
+    empty = pa.array([[]] * 200, pa.list_(pa.string()))
+    as_first, as_second = (t.set_column(6, "history", empty) for t in (as_first, as_second))
+    np.testing.assert_allclose(swapped.score(as_first)["click"], scorer.score(as_second)["click"], atol=1e-6)
+
+
+@pytest.mark.parametrize(("ids", "vectors", "words"), [
+    (["a", "a"], np.ones((2, 8)), "do not fit"), (["a"], np.ones((2, 8)), "do not fit"),
+    (["a"], np.ones((1, 7)), "another length"), (["a"], np.full((1, 8), np.nan), "not finite"),
+])
+def test_bad_new_ads_are_refused(with_semantic_ids: Path, ids: list[str], vectors: np.ndarray, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        Scorer.load(with_semantic_ids).with_ads(ids, vectors)

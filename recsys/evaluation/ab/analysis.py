@@ -173,7 +173,8 @@ def _metric(units: Units, metric: Metric, plan: Plan, sequential: bool) -> dict[
             line |= _compared(moments[plan.baseline], moments[arm], metric, raw, 1 - plan.alpha, tuning)
             events = min(_events(units.of(a, metric.numerator)) for a in (plan.baseline, arm))
             size = min(moments[a].count() for a in (plan.baseline, arm))
-            choice = choose_interval(size, events, size)
+            choice = choose_interval(size, events, size, sizes=[
+                units.of(a, metric.denominator) for a in (plan.baseline, arm)] if metric.denominator else ())
             line |= {"label": choice.label, "evidence": choice.reason}
         except Refused as reason:
             line = {k: line[k] for k in ("numerators", "denominators")} | {"refused": str(reason)}

@@ -98,7 +98,7 @@ def power(
     text = "" if as_json else (
         f"{result['units_per_arm']:,} units per arm find a relative lift of {result['lift']:+.2%} on a rate of "
         f"{base:g} with {chance:.0%} power at alpha {alpha:g}, looked at once")
-    typer.echo(json.dumps(result, indent=2) if as_json else text)
+    typer.echo(json.dumps(result, indent=2, allow_nan=False) if as_json else text)
     if "refused" in result:
         raise typer.Exit(Refused.exit_code)
 

@@ -34,13 +34,15 @@ def answer(totals: Totals, method: str = "auto", confidence: float = 0.95, draws
         Refused: weights do not average to 1, or too little evidence for any interval.
     """
     facts = totals.facts()
-    choice = choose_interval(totals.ess, totals.effective_clicks, totals.units, totals.top_share)
+    choice = choose_interval(totals.ess, totals.effective_clicks, totals.units, totals.top_share,
+                             totals.sizes)
     require_unit_weight(facts, "target")
     if method == "betting":
         choice = replace(choice, method="betting")
     chosen = {name: _tuned(totals, name, confidence) for name in totals.names if totals.levels(name)}
     found = {name: _entry(name, sums, level, choice, confidence, draws, seed) for name, (sums, level) in chosen.items()}
-    if not any(e["low"] is not None for e in found.values()):
+    straight = [e for name, e in found.items() if ESTIMATORS[name].consistent]
+    if straight and not any(e["low"] is not None for e in straight):
         raise Refused(f"no interval has two finite ends ({choice.reason}): the log cannot tell this value at all; "
                       "log more, or evaluate a policy nearer the logging one")
     agreement = _agreement({n: s for n, (s, _) in chosen.items() if ESTIMATORS[n].consistent})
@@ -66,17 +68,15 @@ def _entry(name: str, sums: Sums, level: float | None, choice: Choice, confidenc
     entry: dict[str, Any] = {"estimate": sums.estimate, "low": None, "high": None, "se": None, "method": None}
     if ESTIMATORS[name].grid:
         entry["level"] = None if level is None or np.isinf(level) else level
-    if name == "dm":
-        return {**entry, "note": "no interval: it would leave out the model's own error"}
+    if not ESTIMATORS[name].consistent:
+        return {**entry, "note": "no interval: it would leave out " + (
+            "the model's own error" if name == "dm" else "the bias, which the log cannot tell")}
     made = make_interval(sums.ratio(), choice, confidence, draws, seed)
     if not np.isfinite([made.low, made.high]).all():
         return {**entry, "note": "no interval: it has no finite end"}
     # Rewards are not negative, so neither is a value.
-    entry |= {"low": max(0.0, made.low), "high": max(0.0, made.high), "method": made.method,
-              "se": t_interval(sums.ratio(), confidence).se}
-    if not ESTIMATORS[name].consistent:
-        entry["note"] = "biased by design: the interval holds its sampling error only"
-    return entry
+    return entry | {"low": max(0.0, made.low), "high": max(0.0, made.high), "method": made.method,
+                    "se": t_interval(sums.ratio(), confidence).se}
 
 
 def _agreement(sums: dict[str, Sums]) -> dict[str, Any]:

@@ -53,9 +53,9 @@ def ope(
     except Refused as refusal:
         if not as_json:
             raise
-        typer.echo(json.dumps({"refused": str(refusal)}, indent=2))
+        typer.echo(json.dumps({"refused": str(refusal)}, indent=2, allow_nan=False))
         raise typer.Exit(refusal.exit_code) from None
-    typer.echo(json.dumps(result, indent=2) if as_json else summary(result))
+    typer.echo(json.dumps(result, indent=2, allow_nan=False) if as_json else summary(result))
 
 
 def _names(text: str | None) -> list[str] | None:
@@ -102,4 +102,4 @@ def thompson_policy(
     from recsys.evaluation.offpolicy.thompson import write_thompson_policy
 
     rows = write_thompson_policy(log, prior, ads, out, campaign, draws, seed)
-    typer.echo(json.dumps({"rows": rows, "out": str(out)}) if as_json else f"{out}: {rows:,} rows")
+    typer.echo(json.dumps({"rows": rows, "out": str(out)}, allow_nan=False) if as_json else f"{out}: {rows:,} rows")

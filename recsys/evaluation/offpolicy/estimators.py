@@ -174,8 +174,9 @@ def optimistic(weight: Floats, level: float) -> Floats:
 
 
 def sub_gaussian(weight: Floats, level: float) -> Floats:
-    """w / (1 - l + l w): a weighted harmonic mean of w and 1, at most 1 / l."""
-    return weight / (1.0 - level + level * weight) if level else weight
+    """w / (1 - l + l w): a weighted harmonic mean of w and 1, at most 1 / l; 0 where w is 0, for l = 1 as well."""
+    below = 1.0 - level + level * weight
+    return np.divide(weight, below, out=np.zeros_like(below), where=below > 0) if level else weight
 
 
 def _dm(o: Outcomes, _: float) -> tuple[Floats, ...] | None:

@@ -10,18 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.errors import Refused
-from recsys.evaluation.intervals import ClusterSums, Floats, t_interval
+from recsys.evaluation.intervals import ClusterSums, Floats, effective, t_interval
 from recsys.evaluation.offpolicy.estimators import ESTIMATORS, Outcomes, clip
 
 CLIPS = (2.0, 5.0, 10.0, 20.0, 50.0)
 MAX_GROUPS = 2**15  # beyond it, units are put together at random: intervals stay valid and their cost bounded
 Key = tuple[str, float]
-
-
-def effective(x: Floats) -> float:
-    """Kish's effective count of non-negative numbers: (sum x)^2 / sum x^2."""
-    squares = float(x @ x)
-    return float(x.sum()) ** 2 / squares if squares > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -100,6 +94,12 @@ class Totals:
         return int(np.count_nonzero(self._size))
 
     @property
+    def sizes(self) -> tuple[Floats, Floats]:
+        """Rows and weight of each unit that has rows."""
+        present = self._size > 0
+        return self._size[present], self._weight[present]
+
+    @property
     def ess(self) -> float:
         """(sum w)^2 / sum w^2."""
         return float(self._moments[0] ** 2 / self._moments[1]) if self._moments[1] > 0 else 0.0
@@ -140,7 +140,8 @@ class Totals:
         """Diagnostics of the weights; plain numbers."""
         mean = t_interval(self._grouped(self._weight).ratio())
         return {
-            "ess": self.ess, "ess_share": self.ess / self.rows, "effective_clicks": self.effective_clicks,
+            "ess": self.ess, "ess_share": self.ess / self.rows, "effective_units": min(map(effective, self.sizes)),
+            "effective_clicks": self.effective_clicks,
             "clicks": self.positives, "max_weight": self.max_weight, "mean_weight": mean.estimate,
             "mean_weight_se": mean.se, "top_1_percent_weight_share": self.top_share,
             "shown_outside_policy": self.outside, "support_gaps": self.gap_mass / self.rows,

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -176,3 +177,12 @@ def test_beta_binomial():
 def test_beta_binomial_is_antisymmetric(a, b):
     there, back = beta_binomial(a, 30, b, 30, draws=10), beta_binomial(b, 30, a, 30, draws=10)
     assert there["chance_to_beat"] + back["chance_to_beat"] == pytest.approx(1, abs=1e-6)
+
+
+def test_a_ratio_that_one_unit_dominates_is_refused(tmp_path):
+    """Half of all rows are one user's: the standard error over users does not hold that user's own chance."""
+    table = exposures(2000)
+    heavy = table.filter(pc.equal(table["user_id"], table["user_id"][0])).slice(0, 1)
+    table = pa.concat_tables([table, heavy.take(pa.array(np.zeros(table.num_rows, dtype=np.int64)))])
+    with pytest.raises(Refused, match="of equal size"):
+        run(tmp_path, table.drop_columns(["impression_id"]))

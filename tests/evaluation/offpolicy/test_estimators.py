@@ -167,6 +167,16 @@ def test_shrunk_weights_are_their_formulas_and_bounded():
     assert ESTIMATORS["sub_gaussian_ips"].rows(made, 0.1).max() < 10
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", SHRUNK)
+def test_a_weight_of_0_stays_0_at_every_level(name: str):
+    """A deterministic target has many: at level 1 the mixed weight would be 0 / 0."""
+    made = Outcomes(np.array([0.0, 0.0, 3.0]), np.ones(3))
+    for level in ESTIMATORS[name].grid:
+        assert ESTIMATORS[name].rows(made, level)[:2].tolist() == [0.0, 0.0]
+        assert np.isfinite(ESTIMATORS[name].rows(made, level)).all()
+
+
 def test_what_the_rows_lack_is_no_number():
     bare = Outcomes(np.ones(3), np.ones(3))
     assert {n for n, e in ESTIMATORS.items() if e.rows(bare) is None} == {
