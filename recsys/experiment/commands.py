@@ -68,9 +68,14 @@ def _clouds(clouds: Mapping[str, Any]) -> list[str]:
                      f"{money(row['on_demand'])}  [{spot}]  {row['price_row']}, as of {row['as_of']}")
     lines.append("the whole arm on each cloud (seconds and bytes)")
     lines += [f"{t['arm']:<16} {t['provider']:<13} {money(t['on_demand'])}  "
-              f"[{money(t['spot']['low'])}, {money(t['spot']['high'])}]" for t in clouds["totals"]]
+              f"[{money(t['spot']['low'])}, {money(t['spot']['high'])}]{_undated(t)}" for t in clouds["totals"]]
     lines += [f"  assumed: {line}" for line in clouds["assumptions"]]
     return lines + [f"  left out: {name}: {'; '.join(why)}" for name, why in clouds["left_out"].items()]
+
+
+def _undated(total: Mapping[str, Any]) -> str:
+    rows = total.get("undated") or []
+    return f"  undated price: {', '.join(rows)}" if rows else ""
 
 
 def _break_even(arm: Mapping[str, Any]) -> str:

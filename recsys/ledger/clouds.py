@@ -34,8 +34,9 @@ def cloud_costs(costs: Iterable[Mapping[str, Any]], card: PriceCard, machine: st
 
     Returns:
         {"rows": [{"arm", "stage", "basis", "provider", "offer", "on_demand": USD, "spot": {"low", "high"} or None,
-        "source", "as_of"}], "totals": [{"arm", "provider", "on_demand", "spot"}] of the bases seconds and bytes (what
-        the whole arm takes on that cloud; spot falls back to the list price where a row has none), "left_out": {row
+        "source", "as_of", "dated"}], "totals": [{"arm", "provider", "on_demand", "spot", "undated": [ids of its price
+        rows without a date]}] of the bases seconds and bytes (what the whole arm takes on that cloud; spot falls back
+        to the list price where a row has none), "left_out": {row
         id: [reasons]}, "assumptions": [words]}.
     """
     booked = card.find(machine)
@@ -118,7 +119,8 @@ def _entry(arm: str, stage: str, basis: str, row: PriceRow, quantity: float, par
         spot = {"low": row.spot.low / parts * quantity, "high": row.spot.high / parts * quantity}
     return {"arm": arm, "stage": stage, "basis": basis, "provider": row.provider,
             "offer": row.sku if row.accelerator is None else f"{row.accelerator} ({row.sku})", "price_row": row.id,
-            "on_demand": listed * quantity, "spot": spot, "source": row.source, "as_of": row.as_of}
+            "on_demand": listed * quantity, "spot": spot, "source": row.source, "as_of": row.as_of,
+            "dated": row.dated}
 
 
 def _totals(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -127,7 +129,11 @@ def _totals(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if row["basis"] not in ("seconds", "bytes"):
             continue
         at = out.setdefault((row["arm"], row["provider"]), {
-            "arm": row["arm"], "provider": row["provider"], "on_demand": 0.0, "spot": {"low": 0.0, "high": 0.0}})
+            "arm": row["arm"], "provider": row["provider"], "on_demand": 0.0, "spot": {"low": 0.0, "high": 0.0},
+            "undated": []})
+        # Left out, the total would be of a part of the work and look cheap; so it is kept, and says what it rests on.
+        if not row["dated"] and row["price_row"] not in at["undated"]:
+            at["undated"].append(row["price_row"])
         at["on_demand"] += row["on_demand"]
         for end in ("low", "high"):
             at["spot"][end] += row["on_demand"] if row["spot"] is None else row["spot"][end]

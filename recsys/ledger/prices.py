@@ -13,6 +13,7 @@ the reason, and prices nothing: asking for it is :class:`recsys.errors.Refused`.
 
 from __future__ import annotations
 
+import datetime as dt
 import difflib
 from functools import lru_cache
 from pathlib import Path
@@ -81,6 +82,15 @@ class PriceRow(Strict):
         if self.list_price is None:
             raise Refused(f"price row {self.id!r} has no list price")
         return (self.list_price if self.spot is None else self.spot.low), self.list_price
+
+    @property
+    def dated(self) -> bool:
+        """True where ``as_of`` is a day; some sources do not say when they read a price."""
+        try:
+            dt.date.fromisoformat(self.as_of)
+        except ValueError:
+            return False
+        return True
 
     def reasons(self) -> list[str]:
         """Why the row must not price anything; empty for a usable row."""

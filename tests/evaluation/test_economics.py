@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -11,6 +13,7 @@ from recsys.evaluation.economics import economics_rows
 from recsys.evaluation.intervals import cluster_sums, t_interval
 from recsys.evaluation.lift import offpolicy_lift
 from tests.evaluation.bandit import Bandit, config
+from tests.report.test_schema import check
 
 BANDIT = Bandit.make()
 BID = BANDIT.price * 1.5  # what a click is worth in the test's market
@@ -127,3 +130,4 @@ def test_each_metric_is_intervalled_by_its_own_events() -> None:
     assert "no interval is published" in alone["refused"]
     assert alone["value"] >= 0
     assert none["arms"]["good"]["lift"] == arm["lift"]
+    check("lift", json.loads(json.dumps(none)))  # a refused metric is in the published schema too

@@ -12,6 +12,7 @@ from recsys.evaluation.lift import offpolicy_lift, randomized_lift, table_sha256
 from recsys.stage import sha256_json
 from tests.evaluation.bandit import Bandit, config
 from tests.evaluation.test_randomized import headline_tests, simulated
+from tests.report.test_schema import check
 
 BANDIT = Bandit.make()
 ARMS = ["logged", "uniform", "good"]
@@ -163,6 +164,7 @@ def test_randomized_report_and_its_coverage():
     assert arm["diagnostics"]["bootstrap_check"]["low"] == pytest.approx(arm["lift"]["low"], abs=0.02)
     assert arm["diagnostics"]["oracle_lift"]["noisy"] > arm["lift"]["estimate"]
     assert lift["healthy"]
+    check("lift", json.loads(json.dumps(lift)))  # the published schema holds for this method too
 
 
 def test_randomized_report_refuses_too_few_stories_and_reports_per_test_analysis():

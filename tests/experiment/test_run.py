@@ -90,6 +90,13 @@ def test_the_report_has_what_its_readers_rely_on(config: ExperimentConfig, out: 
     assert load_config(out / "config.yaml") == config
 
 
+def test_the_outputs_follow_the_published_schemas(out: Path):
+    from tests.report.test_schema import check
+
+    for name in ("lift", "statement"):
+        check(name, json.loads((out / f"report/{name}.json").read_text()))
+
+
 def test_every_interval_covers_the_simulators_truth(out: Path):
     # One fixed seed at 95 %: a check of the wiring (units, slots, truth), not of coverage; that is benchmarks' work.
     lift = json.loads((out / "report/lift.json").read_text())

@@ -68,6 +68,19 @@ def test_totals_add_up_what_the_arm_takes_on_one_cloud() -> None:
     assert totals["Azure"]["on_demand"] == pytest.approx(3 * 0.086 + 0.018)
 
 
+def test_a_total_says_that_it_rests_on_an_undated_price() -> None:
+    from recsys.experiment.commands import _clouds
+
+    found = priced()
+    assert {t["provider"]: t["undated"] for t in found["totals"]} == {
+        "AWS": [], "Google Cloud": [], "Azure": ["azure-dc2as-v5"]}
+    assert {r["price_row"] for r in found["rows"] if not r["dated"]} == {
+        r["price_row"] for r in found["rows"] if r["as_of"] == "unknown"}
+    lines = [line for line in _clouds(found) if "undated price" in line]
+    assert len(lines) == 1
+    assert "Azure" in lines[0]
+
+
 def test_gpu_work_is_compared_with_the_same_accelerator() -> None:
     found = priced(machine="aws-p4de-24xlarge")
     rows = {r["provider"]: r for r in find(found, stage="serve", basis="seconds")}

@@ -131,7 +131,7 @@ def test_the_money_of_every_cloud_is_on_the_page() -> None:
     for words in ("The same work on each cloud", "Google Cloud", "Azure", "A100-80GB (Standard_NC24ads_A100_v4)",
                   "text-embedding-3-small", "as of 2026-11-23", "Assumed: seconds: measured once",
                   "Left out: azure-nc40ads-h100-v5-eastus: the spot price equals the list price to the cent.",
-                  "pays today", "Break-even price"):
+                  "pays today", "Break-even price", "Undated price: the source of azure-"):
         assert words in page.text, words
     assert all(a.get("scope") in ("row", "col") for a in page.all("th"))
     assert [t for t, _ in page.tags].count("caption") == len(page.all("table"))
