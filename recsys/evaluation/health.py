@@ -107,9 +107,10 @@ def split_audit(audit: dict[str, Any] | None) -> list[dict[str, Any]]:
 def unit_of_analysis(table: pa.Table, unit: str) -> dict[str, Any]:
     """Health line: units that share a user (or a story) are not analysed as if they were independent."""
     for wider in ("user_id", "group_id"):
-        if wider == unit or wider not in table.column_names or table.column(wider).null_count:
+        if wider == unit or wider not in table.column_names:
             continue
-        pairs = table.select([unit, wider]).group_by([unit, wider]).aggregate([])
+        known = table.select([unit, wider]).filter(pc.is_valid(table.column(wider)))  # one null hides nothing
+        pairs = known.group_by([unit, wider]).aggregate([])
         units, groups = (len(pc.unique(pairs.column(n))) for n in (unit, wider))
         nested = pairs.num_rows == units  # every unit lies in one of the wider groups
         if nested and groups < units:
