@@ -82,8 +82,11 @@ def duplicates(table: pa.Table, decision: tuple[str, ...] = ("request_id", "slot
     keys = [["impression_id"], [k for k in decision if k in table.column_names]]
     worst = 0
     for names in keys:
-        distinct = table.group_by(names).aggregate([]).num_rows
-        worst = max(worst, table.num_rows - distinct)
+        if len(names) == 1 and table.schema.field(names[0]).type == pa.uint64():  # hashes: a sort is ten times as fast
+            key = np.sort(table.column(names[0]).to_numpy())
+            worst = max(worst, int((key[1:] == key[:-1]).sum()))
+        else:
+            worst = max(worst, table.num_rows - table.group_by(names).aggregate([]).num_rows)
     return check("duplicate exposures", worst == 0,
                  f"{worst:,} of {table.num_rows:,} rows repeat an impression or a decision")
 

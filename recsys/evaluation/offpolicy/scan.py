@@ -98,7 +98,7 @@ def scan(path: Path, unit: str | None, engaged_ms: float) -> Scan:
                       "name every row's user, or ask for another --unit")
     anonymous = anonymous or unknown == rows
     hashed = pa.concat_tables(keys)
-    for line in (health.duplicates(hashed),
+    for line in (health.duplicates(hashed, ("decision",)),
                  health.unit_of_analysis(hashed, unit or ("request_id" if anonymous else "user_id"))):
         if not line["ok"]:
             raise Refused(f"{line['check']}: {line['detail']}; mend the log or the --unit")
@@ -116,8 +116,10 @@ def _hashed(table: pa.Table, names: list[str]) -> pa.Table:
         else:
             absent = pc.is_null(column).combine_chunks().to_numpy(zero_copy_only=False)
             made[name] = pa.array(column_hash(column.cast(pa.string())), mask=absent)
-    if "slot" in table.column_names and "slot" not in made:
-        made["slot"] = table.column("slot").combine_chunks().cast(pa.uint64())
+    slot = (table.column("slot").to_numpy().astype(np.uint64) if "slot" in table.column_names
+            else np.zeros(table.num_rows, dtype=np.uint64))
+    mixed = made["request_id"].to_numpy() + slot * np.uint64(0x9E3779B97F4A7C15)  # wraps: one key of request and slot
+    made["decision"] = pa.array(mixed)
     return pa.table(made)
 
 
