@@ -16,6 +16,7 @@ from recsys.evaluation import health
 from recsys.evaluation.ab.contrast import TUNING, Contrast, aggregates, compare
 from recsys.evaluation.ab.units import Metric, Units, parquet_files
 from recsys.evaluation.intervals import Floats, choose_interval
+from recsys.evaluation.offpolicy.stream import column_hash
 
 CROSSED_SHARE = 0.01  # of units in several arms, above which the randomisation is not by unit
 PRE_PERIOD_ALPHA = 1e-3
@@ -120,6 +121,20 @@ def check_unit(path: str | Path, unit: str) -> dict[str, Any]:
     wider = [n for n in ("user_id", "group_id") if n in data.schema.names and n != unit]
     table = data.head(UNIT_ROWS, columns=[unit, *wider]) if wider else pa.table({unit: pa.array([], pa.string())})
     return health.unit_of_analysis(table, unit)
+
+
+def check_duplicates(path: str | Path, unit: str) -> list[dict[str, Any]]:
+    """Health line: no impression stands in the log twice; none where the log does not name impressions."""
+    data = ds.dataset([str(f) for f in parquet_files(path)], format="parquet")
+    if "impression_id" not in data.schema.names or unit == "impression_id":
+        return []
+    seen, rows = [], 0
+    for batch in data.to_batches(columns=["impression_id"]):
+        column = batch.column(0).drop_null()
+        seen.append(column_hash(column.cast(pa.string())))
+        rows += len(column)
+    twice = rows - len(np.unique(np.concatenate(seen))) if seen else 0
+    return [health.check("duplicate exposures", twice == 0, f"{twice:,} of {rows:,} rows repeat an impression")]
 
 
 def _allocation(units: Units, plan: Plan) -> list[dict[str, Any]]:

@@ -38,13 +38,15 @@ def ab(
     as_json: _Json = False,
 ) -> None:
     """A randomised experiment from its log: health checks, then every variant's lift, or a refusal (exit code 3)."""
-    from recsys.evaluation.ab.analysis import Plan, analyse, check_unit
+    from recsys.evaluation.ab.analysis import Plan, analyse, check_duplicates, check_unit
     from recsys.evaluation.ab.design import aa_test
     from recsys.evaluation.ab.units import parse_metric, read_units
 
     shares = {k: _number(v, "--share") for k, v in (_pair(s, "--share", "ARM=SHARE") for s in share or [])}
     if bad := [k for k, v in shares.items() if not v > 0]:
         raise InputError("share not allowed", file="--share", got=bad[0], expected="shares > 0")
+    if shares and abs(sum(shares.values()) - 1) > 1e-6:
+        raise InputError("shares do not sum to 1", file="--share", got=sum(shares.values()), expected="1")
     plan = Plan(baseline, alpha, looks, method, multiplicity, tuning, winsorise, shares or None)  # type: ignore[arg-type]
     if aa < 0 or 0 < aa < 100:
         raise InputError("setting not allowed", file="--aa", got=aa, expected="0, or at least 100 draws")
@@ -55,7 +57,7 @@ def ab(
     try:
         _ = plan.sequential  # refused before ten million rows are read
         units = read_units(table, arm, unit, metrics)
-        result = analyse(units, metrics, plan, unit, [check_unit(table, unit)])
+        result = analyse(units, metrics, plan, unit, [check_unit(table, unit), *check_duplicates(table, unit)])
         if aa and "refused" not in result:
             result["aa"] = {m.name: aa_test(units, m, aa, alpha) for m in metrics}
     except Refused as reason:

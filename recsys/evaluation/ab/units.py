@@ -137,7 +137,8 @@ def read_units(path: str | Path, arm: str, unit: str, metrics: list[Metric]) -> 
 def _aggregate(data: ds.Dataset, files: list[Path], arm: str, unit: str, sums: list[str],
                fixed: list[str]) -> pa.Table:
     strict = pc.ScalarAggregateOptions(skip_nulls=False)  # a null makes its unit's sum null, which is looked for
-    wanted = [(c, "sum") for c in sums] + [(c, end) for c in fixed for end in ("min", "max")]
+    # min and max skip NaN, a sum does not
+    wanted = [(c, "sum") for c in sums] + [(c, end) for c in fixed for end in ("min", "max", "sum")]
     how: list[Any] = [(c, f"hash_{f}", strict, f"{f} {c}") for c, f in wanted]
     how.append(([], "hash_count_all", None, f"count {ROWS}"))
     read = acero.ScanNodeOptions(data, columns={n: ds.field(n) for n in (arm, unit, *sums, *fixed)},

@@ -17,6 +17,7 @@ from recsys.evaluation.offpolicy.totals import Sums, Totals
 from recsys.evaluation.offpolicy.tuning import slope
 
 AGREE_SE, SAME = 3.0, 1e-9
+MAX_GAP = 0.01  # of the target's probability on ads that were never shown
 
 
 def answer(totals: Totals, method: str = "auto", confidence: float = 0.95, draws: int = 1000,
@@ -39,6 +40,11 @@ def answer(totals: Totals, method: str = "auto", confidence: float = 0.95, draws
     require_unit_weight(facts, "target")
     if method == "betting":
         choice = replace(choice, method="betting")
+    gap = facts["support_gaps"]
+    if gap > MAX_GAP:
+        raise Refused(f"the target puts {100 * gap:.2f} % of its probability on ads that this log never shows: nothing "
+                      f"is known of them, and no value is published beyond {100 * MAX_GAP:g} %; log more, or evaluate "
+                      "a policy nearer the logging one")
     chosen = {name: _tuned(totals, name, confidence) for name in totals.names if totals.levels(name)}
     found = {name: _entry(name, sums, level, choice, confidence, draws, seed) for name, (sums, level) in chosen.items()}
     straight = [e for name, e in found.items() if ESTIMATORS[name].consistent]

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from recsys.contracts import IMPRESSIONS, Contract, open_parquet, validate
-from recsys.errors import InputError
+from recsys.errors import InputError, Refused
+from recsys.evaluation import health
 from recsys.evaluation.columns import require_column
 from recsys.evaluation.offpolicy.propensity import Cells, require_logged
 from recsys.evaluation.offpolicy.stream import BATCH_ROWS, column_hash
@@ -19,6 +20,7 @@ from recsys.evaluation.offpolicy.totals import MAX_GROUPS
 from recsys.log import progress
 
 EXACT_ROWS = 1_000_000  # longer logs put units into MAX_GROUPS buckets by hash instead of telling them apart
+KEYS = ("impression_id", "request_id", "user_id", "group_id")
 READ = ("slot", "surface", "ad_id", "propensity", "propensity_source", "click", "dwell_ms")
 
 
@@ -69,7 +71,9 @@ def scan(path: Path, unit: str | None, engaged_ms: float) -> Scan:
                              expected=f"{column.type} ({IMPRESSIONS.name})")
     if unit is not None and unit not in names:
         raise InputError("missing column", file=path, column=unit, got=sorted(names), expected=unit)
-    read = [n for n in dict.fromkeys((*READ, unit or "user_id")) if n in names]
+    read = [n for n in dict.fromkeys((*READ, *KEYS, unit or "user_id")) if n in names]
+    keys: list[pa.Table] = []
+    unknown = 0
     contract = Contract(IMPRESSIONS.name, tuple(c for c in IMPRESSIONS.columns if c.name in read))
     cells, offset, clicks, engaged, anonymous = Cells(), 0, 0.0, 0.0, "user_id" not in names
     with progress("rows") as bar:
@@ -84,12 +88,39 @@ def scan(path: Path, unit: str | None, engaged_ms: float) -> Scan:
             clicks += float(click.sum())
             if "dwell_ms" in read:
                 engaged += float(click[pc.fill_null(table.column("dwell_ms"), 0.0).to_numpy() >= engaged_ms].sum())
-            anonymous = anonymous or (unit is None and table.column("user_id").null_count > 0)
+            unknown += 0 if unit is not None or anonymous else table.column("user_id").null_count
+            keys.append(_hashed(table, [n for n in dict.fromkeys((*KEYS, unit)) if n is not None and n in read]))
             offset += len(click)
             bar.update(task, completed=offset)
     cells.require_not_reconstructed()
+    if 0 < unknown < rows:
+        raise Refused(f"{unknown:,} of {rows:,} rows have no user_id: the rows of one user cannot be kept together; "
+                      "name every row's user, or ask for another --unit")
+    anonymous = anonymous or unknown == rows
+    hashed = pa.concat_tables(keys)
+    for line in (health.duplicates(hashed, ("decision",)),
+                 health.unit_of_analysis(hashed, unit or ("request_id" if anonymous else "user_id"))):
+        if not line["ok"]:
+            raise Refused(f"{line['check']}: {line['detail']}; mend the log or the --unit")
     return Scan(rows, tuple(names), file.schema_arrow, cells.ads, cells.constant, engaged / max(1.0, clicks),
                 unit or ("request_id" if anonymous else "user_id"), clicks / rows)
+
+
+def _hashed(table: pa.Table, names: list[str]) -> pa.Table:
+    """Keys as 64-bit hashes, nulls kept: what the checks of a whole log need of it, 8 bytes a row and key."""
+    made = {}
+    for name in names:
+        column = table.column(name)
+        if column.type == pa.null():
+            made[name] = pa.nulls(len(column), pa.uint64())
+        else:
+            absent = pc.is_null(column).combine_chunks().to_numpy(zero_copy_only=False)
+            made[name] = pa.array(column_hash(column.cast(pa.string())), mask=absent)
+    slot = (table.column("slot").to_numpy().astype(np.uint64) if "slot" in table.column_names
+            else np.zeros(table.num_rows, dtype=np.uint64))
+    mixed = made["request_id"].to_numpy() + slot * np.uint64(0x9E3779B97F4A7C15)  # wraps: one key of request and slot
+    made["decision"] = pa.array(mixed)
+    return pa.table(made)
 
 
 class Units:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
@@ -40,6 +41,7 @@ def test_ab_json_and_the_always_valid_default(tmp_path):
     (exposures(600), ["--unit", "impression_id"], "analyse by user_id"),
     (exposures(4000, arms=("a", "b", "b")), [], "sample ratio"),
     (exposures(20), [], "effective sample size"),
+    (pa.concat_tables([exposures(600)] * 2), [], "duplicate exposures"),
 ])
 def test_traps_end_in_exit_code_3(tmp_path, table, more, words):
     done = ab(written(tmp_path, table), "--metric", "click", "--json", *more)
@@ -52,7 +54,8 @@ def test_traps_end_in_exit_code_3(tmp_path, table, more, words):
 @pytest.mark.parametrize("more", [
     ["--metric", "nope"], ["--metric", "click/"], ["--metric", "click", "--unit", "nope"],
     ["--metric", "click", "--alpha", "2"], ["--metric", "click", "--share", "a"],
-    ["--metric", "click", "--share", "a=x"], ["--metric", "click", "--covariate", "value=before"],
+    ["--metric", "click", "--share", "a=x"], ["--metric", "click", "--share", "a=0.5", "--share", "b=0.7"],
+    ["--metric", "click", "--covariate", "value=before"],
     ["--metric", "click", "--aa", "5"], ["--metric", "click", "--winsorise", "0.1"],
     ["--metric", "click", "--baseline", "zzz"], ["--metric", "user_id", "--unit", "impression_id"],
 ])

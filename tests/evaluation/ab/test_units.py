@@ -57,6 +57,8 @@ def test_units_in_several_arms_are_counted_and_left_out(tmp_path):
     ({"click": pa.array(["x", "y", "z"])}, "column click: not a number"),
     ({"before": pa.array([1.0, 2.0, 3.0]), "user_id": pa.array(["u", "u", "v"]), "arm": pa.array(["a", "a", "b"])},
      "column before: covariate changes within user_id u"),
+    ({"before": pa.array([1.0, np.nan, 2.0]), "user_id": pa.array(["u", "u", "v"]), "arm": pa.array(["a", "a", "b"])},
+     "column before, row 1: value not allowed"),
 ])
 def test_bad_rows_are_named(tmp_path, change, message):
     good = {"user_id": pa.array(["u", "v", "w"]), "arm": pa.array(["a", "b", "a"]), "click": pa.array([1, 0, 1]),

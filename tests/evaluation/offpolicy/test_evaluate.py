@@ -302,3 +302,32 @@ def test_published_intervals_cover_an_enumerated_truth():
             hits.setdefault(name, []).append(one["low"] <= TRUTH <= one["high"])
     assert all(np.mean(h) >= 0.95 - 3 * np.sqrt(0.05 * 0.95 / 60) for h in hits.values()), {
         n: np.mean(h) for n, h in hits.items()}
+
+
+def test_repeated_rows_narrow_units_and_partly_unknown_users_are_refused(tmp_path: Path):
+    log, policy = written(tmp_path)
+    table = pq.read_table(log)
+    code, made = ope(log, policy, "--unit", "impression_id")
+    assert code == 3
+    assert "analyse by user_id" in made["refused"]
+    changed(log, user_id=[None, *table["user_id"].to_pylist()[1:]])
+    for more in ([], ["--unit", "impression_id"]):
+        code, made = ope(log, policy, *more)
+        assert code == 3
+        assert "user_id" in made["refused"]
+    pq.write_table(pa.concat_tables([table] * 2), log)
+    code, made = ope(log, policy)
+    assert code == 3
+    assert "duplicate exposures" in made["refused"]
+
+
+def test_a_target_on_ads_that_were_never_shown_is_refused(tmp_path: Path):
+    log, policy = written(tmp_path)
+    table = pq.read_table(policy)
+    first = np.arange(0, table.num_rows, 6)
+    new = replace(table.take(pa.array(first)), ad_id=["never"] * len(first), probability=np.full(len(first), 0.02))
+    table = replace(table, probability=0.98 * table["probability"].to_numpy())
+    pq.write_table(pa.concat_tables([table, new]), policy)
+    code, made = ope(log, policy)
+    assert code == 3
+    assert "never shows" in made["refused"]
