@@ -267,12 +267,12 @@ class ExperimentConfig(Strict):
                 if content not in self.encoders:
                     known = sorted(self.encoders)
                     raise ValueError(f"arms.{name}.content: {content!r} is not one of the encoders {known}")
+            if arm.semantic_ids is not None and (self.model.kind != "dlrm" or not arm.encoders):
+                raise ValueError(f"arms.{name}.semantic_ids: content to make them of, and model.kind dlrm to use them")
         for key in ("goal", "confidence"):
             wanted, measured = getattr(self.decision, key), getattr(self.evaluation, key)
             if wanted is not None and wanted != measured:
                 raise ValueError(f"decision.{key} is {wanted!r} but evaluation.{key} is {measured!r}: one of the two")
-            if arm.semantic_ids is not None and (self.model.kind != "dlrm" or not arm.encoders):
-                raise ValueError(f"arms.{name}.semantic_ids: content to make them of, and model.kind dlrm to use them")
         return self
 
     @property

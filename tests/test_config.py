@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from recsys.config import ExperimentConfig, load_config
+from recsys.config import ExperimentConfig, load_config, parse_model
 from recsys.errors import InputError
 
 MINIMAL = {"name": "x", "data": {"recipe": "upworthy"}, "split": {"kind": "story"}}
@@ -70,3 +70,11 @@ def test_missing_malformed_and_empty_files(tmp_path: Path):
 def test_malformed_overrides(tmp_path: Path, item: str):
     with pytest.raises(InputError, match="--set"):
         load_config(write(tmp_path, MINIMAL), [item])
+
+
+def test_semantic_ids_without_content_are_refused_in_every_arm_not_only_the_last():
+    arms = {"ids": {"semantic_ids": {}}, "text": {"content": "words"}}
+    value = {"name": "x", "data": {"recipe": "marketplace"}, "split": {"kind": "time"},
+             "encoders": {"words": {"kind": "hashed"}}, "arms": arms}
+    with pytest.raises(InputError, match=r"arms\.ids\.semantic_ids"):
+        parse_model(ExperimentConfig, value, "x.yaml")

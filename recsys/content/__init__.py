@@ -3,8 +3,7 @@
 The public names are imported on first use, so that importing the package costs nothing.
 """
 
-from importlib import import_module
-from typing import Any
+from recsys.lazy import on_first_use
 
 _PUBLIC = {
     "EncodedBatch": "encoders", "Encoder": "encoders", "make_encoder": "encoders",
@@ -13,9 +12,4 @@ _PUBLIC = {
     "ContentVectors": "vectors", "CorpusTransform": "vectors", "for_ads": "vectors", "joined_for_ads": "vectors",
     "load_vectors": "vectors",
 }
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+__getattr__ = on_first_use(__name__, _PUBLIC)

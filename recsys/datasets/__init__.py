@@ -4,8 +4,7 @@ The public names are imported on first use, so that importing the package costs 
 a function of it: ``from recsys.datasets.prepare import prepare``.
 """
 
-from importlib import import_module
-from typing import Any
+from recsys.lazy import on_first_use
 
 _PUBLIC = {
     "load_recipe": "recipe", "list_recipes": "recipe", "Recipe": "recipe",
@@ -13,9 +12,4 @@ _PUBLIC = {
     "DatasetInfo": "info", "load_dataset_info": "info", "expand_candidates": "candidates",
     "content_hash": "text", "content_hashes": "text",
 }
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+__getattr__ = on_first_use(__name__, _PUBLIC)

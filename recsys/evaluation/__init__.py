@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from recsys.lazy import on_first_use
 
 _WHERE = {
     "lift": ("compute_lift", "offpolicy_lift", "randomized_lift", "write_lift"),
@@ -18,10 +17,4 @@ _WHERE = {
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
 __all__ = sorted(_MODULE)
-
-
-def __getattr__(name: str) -> Any:
-    """Import the module of a public name when it is first asked for: importing this package stays cheap."""
-    if name not in _MODULE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULE[name]}"), name)
+__getattr__ = on_first_use(__name__, _MODULE)

@@ -4,7 +4,9 @@
 ``train_arm`` trains one arm's ranker.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from recsys.lazy import on_first_use
 
 if TYPE_CHECKING:
     from recsys.experiment.arms import train_arm
@@ -14,12 +16,4 @@ if TYPE_CHECKING:
 __all__ = ["make_report", "run_experiment", "run_training", "train_arm"]
 
 _HOME = {"make_report": "reporting", "run_experiment": "run", "run_training": "run", "train_arm": "arms"}
-
-
-def __getattr__(name: str) -> Any:
-    # Lazily, so that the command line's --help does not wait for torch.
-    if name in _HOME:
-        from importlib import import_module
-
-        return getattr(import_module(f"recsys.experiment.{_HOME[name]}"), name)
-    raise AttributeError(name)
+__getattr__ = on_first_use(__name__, _HOME)

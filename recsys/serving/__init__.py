@@ -5,8 +5,9 @@ Names are loaded on first use, so that importing this package costs nothing.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from recsys.lazy import on_first_use
 
 if TYPE_CHECKING:
     from recsys.serving.batch import read_scores, score_batch
@@ -17,9 +18,4 @@ __all__ = ["ScorerLike", "load_scorer", "make_app", "read_scores", "score_batch"
 
 _HOME = {"read_scores": "batch", "score_batch": "batch", "make_app": "http", "serve": "http",
          "ScorerLike": "protocol", "load_scorer": "protocol"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = on_first_use(__name__, _HOME)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from recsys.lazy import on_first_use
 
 if TYPE_CHECKING:
     from recsys.training.metrics import StreamingMetrics
@@ -12,9 +13,4 @@ if TYPE_CHECKING:
 __all__ = ["StreamingMetrics", "train_model"]
 
 _HOME = {"StreamingMetrics": "metrics", "train_model": "trainer"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = on_first_use(__name__, _HOME)

@@ -15,7 +15,7 @@ from recsys.errors import InputError, Refused
 from recsys.evaluation import health
 from recsys.evaluation.ab.contrast import TUNING, Contrast, aggregates, compare
 from recsys.evaluation.ab.units import Metric, Units, parquet_files
-from recsys.evaluation.intervals import Floats, choose_interval
+from recsys.evaluation.intervals import choose_interval, effective
 from recsys.evaluation.offpolicy.stream import column_hash
 
 CROSSED_SHARE = 0.01  # of units in several arms, above which the randomisation is not by unit
@@ -186,7 +186,7 @@ def _metric(units: Units, metric: Metric, plan: Plan, sequential: bool) -> dict[
             line["denominators"][name] = moments[name].count() if below is None else float(below.sum())
         try:
             line |= _compared(moments[plan.baseline], moments[arm], metric, raw, 1 - plan.alpha, tuning)
-            events = min(_events(units.of(a, metric.numerator)) for a in (plan.baseline, arm))
+            events = min(effective(units.of(a, metric.numerator)) for a in (plan.baseline, arm))
             size = min(moments[a].count() for a in (plan.baseline, arm))
             choice = choose_interval(size, events, size, sizes=[
                 units.of(a, metric.denominator) for a in (plan.baseline, arm)] if metric.denominator else ())
@@ -212,11 +212,6 @@ def _compared(control: Any, treatment: Any, metric: Metric, raw: Metric, confide
         se, plain = decided.absolute.se or 0.0, first.absolute.se or 0.0
         line["cuped"] = decided.as_dict() | {"variance_reduction": 1 - (se / plain) ** 2}
     return line | {"decided_on": "cuped" if metric.covariate else "raw", "p_value": decided.absolute.p_value}
-
-
-def _events(values: Floats) -> float:
-    squares = float(values @ values)
-    return float(values.sum()) ** 2 / squares if squares > 0 else 0.0
 
 
 def _cap(units: Units, metric: Metric, plan: Plan) -> tuple[float | None, dict[str, float] | None]:
