@@ -8,12 +8,14 @@ it holds at any sample size for bounded data.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+from scipy.optimize import brentq
 
 from recsys.errors import InputError
 from recsys.evaluation.intervals import ClusterSums, Floats, Interval
 
 CAP = 0.5  # share of the wealth that a single outcome can lose (WSR's c)
+DOUBLINGS = 26  # of the distance from the estimate, before an end counts as infinite
 BOUND_FACTOR = 2.0  # headroom over the largest cluster seen, where the true bound is not known
 
 
@@ -53,7 +55,7 @@ def betting_mean(x: ArrayLike, low: float, high: float, confidence: float = 0.95
     For each candidate mean m (values and m scaled to [0, 1]) two gamblers bet the predictable amounts
     l_t = sqrt(2 ln(2/a) / (n s^2_{t-1})), capped at CAP/m and CAP/(1-m), that the mean is above and below m;
     m is kept while half of either gambler's wealth never reached 1/a. Either wealth is monotone in m, so the ends
-    are found by halving. Values are taken in a random order fixed by ``seed``, as the bets depend on it.
+    are roots. Values are taken in a random order fixed by ``seed``, as the bets depend on it.
 
     Args:
         x: float[n].
@@ -80,80 +82,72 @@ def betting_mean(x: ArrayLike, low: float, high: float, confidence: float = 0.95
 
 def _refused_below(u: Floats, stake: Floats, alpha: float, mean: float) -> float:
     """The largest m below the mean (to 2^-36 of it) that the gambler on a higher mean has refused; 0 if none."""
-    refused, kept = 0.0, mean
-    while kept - refused > 2.0**-36 * mean:
-        m = (refused + kept) / 2
-        wealth = np.cumsum(np.log1p(np.minimum(stake, CAP / m) * (u - m))).max()
-        refused, kept = (m, kept) if wealth >= np.log(2 / alpha) else (refused, m)
-    return refused
+    def excess(m: float) -> float:
+        return float(np.cumsum(np.log1p(np.minimum(stake, CAP / m) * (u - m))).max()) - np.log(2 / alpha)
+
+    step = 2.0**-36 * mean
+    if not mean > 0 or excess(step) < 0:
+        return 0.0
+    if excess(mean) >= 0:
+        return mean
+    return max(0.0, float(brentq(excess, step, mean, xtol=step / 2)) - step)  # the root's refused side
 
 
-def _peak(log_returns: Floats) -> Floats:
-    peak: Floats = np.cumsum(log_returns, axis=-1).max(axis=-1)
-    return peak
-
-
-def betting_interval(sums: ClusterSums, confidence: float = 0.95, seed: int = 0, bound_factor: float = BOUND_FACTOR,
-                     grid: int = 160) -> Interval:
+def betting_interval(sums: ClusterSums, confidence: float = 0.95, seed: int = 0,
+                     bound_factor: float = BOUND_FACTOR) -> Interval:
     """Betting interval of a ratio of cluster sums, by inverting the test of E[a_c - r b_c] = 0.
 
     Each candidate ratio r makes clusters z_c = a_c - r b_c; the two gamblers of :func:`betting_mean` bet on the
     sign of their mean. The true bounds of z_c are not known for off-policy data (weights of ads that were not
     shown are not logged), so ``bound_factor`` times the largest loss seen stands in for each: coverage is then
-    no theorem, but measured (benchmarks/interval_coverage.py). That is why its label is ``exploratory``.
+    no theorem, but measured (docs/certification.md). That is why its label is ``exploratory``.
 
     Args:
         sums: G clusters.
         confidence: coverage aimed at.
         seed: of the clusters' order.
         bound_factor: headroom over the largest cluster seen.
-        grid: candidate ratios per search.
 
     Returns:
-        The hull of the kept ratios; an end is infinite where no ratio on that side is refused.
+        Each end is where the gambler on that side first gets rich, going out from the estimate (to a hundredth of a
+        standard error, outwards); infinite where no ratio on that side is refused.
     """
     centre = sums.ratio
     order = np.random.default_rng(seed).permutation(len(sums.numerator))
     a, b = sums.numerator[order], sums.denominator[order]
     z = (a - centre * b) / b.mean()
     reach = max(float(np.sqrt(z @ z)) / len(a), 1e-12 * max(1.0, abs(centre)))
-    ends = [_search(a, b, centre, sign * reach, 1 - confidence, bound_factor, grid) for sign in (-1.0, 1.0)]
-    return Interval(centre, min(ends), max(ends), method="betting")
+    low, high = (_end(a, b, centre, sign * reach, 1 - confidence, bound_factor) for sign in (-1.0, 1.0))
+    return Interval(centre, low, high, method="betting")
 
 
-def _search(a: Floats, b: Floats, centre: float, reach: float, alpha: float, factor: float, grid: int) -> float:
-    """The kept ratio farthest from the estimate on one side, looked for on ever wider grids."""
-    for _ in range(8):
-        ratios = centre + reach * np.linspace(0, 12, grid + 1)
-        kept = np.flatnonzero(_survives(a, b, ratios, alpha, factor))
-        last = int(kept[-1]) if len(kept) else 0
-        if last < grid:
-            return float(ratios[last + 1])  # outward by one step: the end lies between the two
-        reach *= 6
-    return float("-inf") if reach < 0 else float("inf")
+def _end(a: Floats, b: Floats, centre: float, reach: float, alpha: float, factor: float) -> float:
+    """The first ratio, going out from the estimate in the direction of ``reach``, that its gambler refuses."""
+    sign = -float(np.sign(reach))  # below the estimate z is too high: the gambler bets on z > 0
+
+    def excess(r: float) -> float:
+        return _peak(sign * (a - r * b), alpha, factor) - np.log(2 / alpha)
+
+    inside, outside = centre, centre + 2 * reach
+    for _ in range(DOUBLINGS):
+        if excess(outside) >= 0:
+            break
+        inside, outside = outside, centre + 2 * (outside - centre)
+    else:
+        return float(np.copysign(np.inf, reach))
+    step = 0.01 * abs(reach)
+    # At the estimate itself an early peak can be above the line: then the end lies there.
+    root = inside if excess(inside) >= 0 else float(brentq(excess, inside, outside, xtol=step / 2))
+    return root + float(np.copysign(step, reach))
 
 
-def _survives(a: Floats, b: Floats, ratios: Floats, alpha: float, factor: float) -> NDArray[np.bool_]:
-    n = len(a)
-    out = np.empty(len(ratios), dtype=bool)
-    block = max(1, 2_000_000 // n)
-    for at in range(0, len(ratios), block):
-        r = ratios[at:at + block, None]
-        z = a - r * b
-        seen = np.cumsum(z * z, axis=1)[:, :-1] / np.arange(1, n)
-        with np.errstate(divide="ignore"):
-            stake = np.sqrt(2 * np.log(2 / alpha) / (n * seen))
-        stake = np.concatenate([np.zeros((len(r), 1)), stake], axis=1)  # nothing is staked before a cluster is seen
-        wealth = np.maximum(_peak(_log_returns(stake, z, factor)), _peak(_log_returns(stake, -z, factor)))
-        out[at:at + block] = wealth + np.log(0.5) < np.log(1 / alpha)
-    return out
-
-
-def _log_returns(stake: Floats, z: Floats, factor: float) -> Floats:
-    # Only the losing side needs a bound: who bets on z > 0 is ruined by low values alone.
-    worst = np.maximum(-z.min(axis=1, keepdims=True), 0.0)
+def _peak(z: Floats, alpha: float, factor: float) -> float:
+    """Highest log wealth of a gambler who bets that the mean of z is above 0, by :func:`betting_mean`'s amounts."""
+    n = len(z)
+    worst = max(0.0, -float(z.min()))  # who bets on z > 0 is ruined by low values alone; 0.0, never -0.0
     with np.errstate(divide="ignore"):
-        capped = np.minimum(stake, CAP / (factor * worst))
-    finite = np.where(np.isfinite(capped), capped, 0.0)
-    returns: Floats = np.log1p(finite * z)
-    return returns
+        cap = np.float64(CAP) / (factor * worst)
+        # nothing is staked before a cluster is seen
+        stake = np.minimum(np.sqrt(2 * np.log(2 / alpha) / n * np.arange(1, n) / np.cumsum(z[:-1] * z[:-1])), cap)
+    stake[~np.isfinite(stake)] = 0.0
+    return float(np.cumsum(np.log1p(stake * z[1:])).max(initial=0.0))

@@ -25,6 +25,7 @@ Floats = NDArray[np.float64]
 Method = Literal["t", "bootstrap", "t+bootstrap", "el", "betting"]
 
 MIN_ESS, MIN_CLUSTERS = 30.0, 10
+DISTINCT = 8  # clusters per distinct pair of sums from which a bootstrap draws counts of pairs
 EXPLORATORY_ESS, EXPLORATORY_CLICKS, EXPLORATORY_CLUSTERS = 1_000.0, 100.0, 100
 FULL_ESS, FINE_TOP_SHARE = 10_000.0, 0.25
 FEW_CLICKS, FULL_CLICKS = 30.0, 200.0  # where the effective sample size is full: el between them, t above
@@ -85,6 +86,12 @@ class ClusterSums:
             raise Refused(f"the denominator of the ratio sums to {below:.4g}: no clicks, or too few, to compare with")
         return float(self.numerator.sum()) / below
 
+    def distinct(self) -> tuple[Floats, Floats]:
+        """Distinct (numerator, denominator) pairs, float64[k, 2], and how many clusters have each, float64[k]."""
+        # complex numbers sort as pairs, and fast
+        found, counts = np.unique(self.numerator + 1j * self.denominator, return_counts=True)
+        return np.stack([found.real, found.imag], axis=1), counts.astype(np.float64)
+
 
 def cluster_sums(numerator: ArrayLike, denominator: ArrayLike, clusters: NDArray[np.int64]) -> ClusterSums:
     """Sum two float[n] row vectors within clusters; ``clusters`` holds int codes 0..G-1, one per row."""
@@ -138,12 +145,17 @@ def bootstrap_interval(
         Field, Welsh (2007). Bootstrapping clustered data. JRSS B 69(3).
     """
     rng, groups = np.random.default_rng(seed), len(sums.numerator)
-    both = np.stack([sums.numerator, sums.denominator], axis=1)
+    pairs, counts = sums.distinct()
     totals, step = np.empty((draws, 2)), max(1, 4_000_000 // groups)
     for at in range(0, draws, step):
         rows = min(step, draws - at)
-        picked = rng.integers(0, groups, (rows, groups)) + np.arange(rows)[:, None] * groups
-        totals[at:at + rows] = np.bincount(picked.ravel(), minlength=rows * groups).reshape(rows, groups) @ both
+        if len(counts) <= groups / DISTINCT:  # clicks are rare: the same law without drawing every zero
+            drawn = rng.multinomial(groups, counts / groups, rows)
+            totals[at:at + rows] = drawn @ pairs
+        else:
+            picked = rng.integers(0, groups, (rows, groups)) + np.arange(rows)[:, None] * groups
+            drawn = np.bincount(picked.ravel(), minlength=rows * groups).reshape(rows, groups)
+            totals[at:at + rows] = drawn @ np.stack([sums.numerator, sums.denominator], axis=1)
     fine = totals[:, 1] > 0
     if fine.mean() < 0.99:
         raise Refused("more than 1 % of the bootstrap draws have no click to compare with: too few clicks")

@@ -24,7 +24,7 @@ def empirical_likelihood(sums: ClusterSums, confidence: float = 0.95, null: floa
     The critical value is t^2 with nu degrees of freedom. With ``calibrated``, nu = (sum z^2)^2 / sum z^4 over the
     clusters' influences z (at most G - 1): the number of clusters that carry the variance, about the number of
     clicks where clicks are rare. Without it nu is infinite, Owen's chi-square, which covers too little below some
-    hundred clicks. This calibration is measured (benchmarks/interval_coverage.py), not proven.
+    hundred clicks. This calibration is measured (docs/certification.md), not proven.
 
     Args:
         sums: G clusters.
@@ -47,12 +47,11 @@ def empirical_likelihood(sums: ClusterSums, confidence: float = 0.95, null: floa
     carrying = float(squares.sum() ** 2 / (squares @ squares))
     nu = max(1.0, min(carrying, len(squares) - 1.0)) if calibrated else np.inf
     critical = float(stdtrit(nu, 0.5 + confidence / 2)) ** 2
-    # Rows without a click are all alike; complex numbers sort as pairs, and fast.
-    distinct, counts = np.unique(sums.numerator + 1j * sums.denominator, return_counts=True)
-    pairs = np.stack([distinct.real, distinct.imag])
-    low, high = (_end(pairs, counts.astype(np.float64), plain.estimate, sign * plain.se, critical)
+    made, counts = sums.distinct()  # rows without a click are all alike
+    pairs = made.T
+    low, high = (_end(pairs, counts, plain.estimate, sign * plain.se, critical)
                  for sign in (-1.0, 1.0))
-    at_null = None if null is None else np.sqrt(log_ratio(pairs[0] - null * pairs[1], counts.astype(np.float64)))
+    at_null = None if null is None else np.sqrt(log_ratio(pairs[0] - null * pairs[1], counts))
     p_value = None if at_null is None else float(2 * stdtr(nu, -at_null))
     return replace(plain, low=low, high=high, p_value=p_value, method="el")
 
