@@ -5,7 +5,8 @@ from __future__ import annotations
 from recsys.lazy import on_first_use
 
 _WHERE = {
-    "lift": ("compute_lift", "offpolicy_lift", "randomized_lift", "write_lift"),
+    "lift_json": ("compute_lift",),
+    "lift": ("offpolicy_lift", "randomized_lift", "write_lift"),
     "policy": ("ranker_policy", "uniform_policy"),
     "offpolicy": ("diagnostics", "join_policy", "pseudo_outcomes", "read_log"),
     "randomized": ("oracle_lift", "picked", "read_tests", "value_per_test"),

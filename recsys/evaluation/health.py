@@ -78,17 +78,26 @@ def _parts(count: np.ndarray, code: np.ndarray) -> np.ndarray:
 
 
 def duplicates(table: pa.Table, decision: tuple[str, ...] = ("request_id", "slot")) -> dict[str, Any]:
-    """Health line: no impression and no decision (one slot of a request, one arm of a test) stands in the log twice."""
-    keys = [["impression_id"], [k for k in decision if k in table.column_names]]
-    worst = 0
-    for names in keys:
-        if len(names) == 1 and table.schema.field(names[0]).type == pa.uint64():  # hashes: a sort is ten times as fast
-            key = np.sort(table.column(names[0]).to_numpy())
+    """Health line: no impression and no decision (one slot of a request, one arm of a test) stands in the log twice.
+
+    Args:
+        table: ``impression_id`` and the columns of ``decision`` that it has; keys may be 64-bit hashes (uint64), which
+            are sorted: ten times as fast. Rows without an impression are left aside.
+        decision: columns that together name a decision.
+    """
+    keys = {"an impression": ["impression_id"], "a decision": [k for k in decision if k in table.column_names]}
+    worst, named = 0, [what for what, names in keys.items() if names]
+    for names in filter(None, keys.values()):
+        known = table.select(names)
+        if len(names) == 1 and (column := known.column(0)).null_count:
+            known = known.filter(pc.is_valid(column))
+        if len(names) == 1 and known.schema.types[0] == pa.uint64():
+            key = np.sort(known.column(0).to_numpy())
             worst = max(worst, int((key[1:] == key[:-1]).sum()))
         else:
-            worst = max(worst, table.num_rows - table.group_by(names).aggregate([]).num_rows)
+            worst = max(worst, known.num_rows - known.group_by(names).aggregate([]).num_rows)
     return check("duplicate exposures", worst == 0,
-                 f"{worst:,} of {table.num_rows:,} rows repeat an impression or a decision")
+                 f"{worst:,} of {table.num_rows:,} rows repeat {' or '.join(named)}")
 
 
 def split_audit(audit: dict[str, Any] | None) -> list[dict[str, Any]]:

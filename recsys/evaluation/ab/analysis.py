@@ -128,13 +128,9 @@ def check_duplicates(path: str | Path, unit: str) -> list[dict[str, Any]]:
     data = ds.dataset([str(f) for f in parquet_files(path)], format="parquet")
     if "impression_id" not in data.schema.names or unit == "impression_id":
         return []
-    seen, rows = [], 0
-    for batch in data.to_batches(columns=["impression_id"]):
-        column = batch.column(0).drop_null()
-        seen.append(column_hash(column.cast(pa.string())))
-        rows += len(column)
-    twice = rows - len(np.unique(np.concatenate(seen))) if seen else 0
-    return [health.check("duplicate exposures", twice == 0, f"{twice:,} of {rows:,} rows repeat an impression")]
+    hashes = [column_hash(batch.column(0).drop_null().cast(pa.string()))
+              for batch in data.to_batches(columns=["impression_id"])]
+    return [health.duplicates(pa.table({"impression_id": pa.chunked_array(hashes, pa.uint64())}), ())]
 
 
 def _allocation(units: Units, plan: Plan) -> list[dict[str, Any]]:
