@@ -144,5 +144,5 @@ class DenseEmbeddings(nn.Module):
 def make_embeddings(backend: str, tables: list[Table], dim: int, lr: float,
                     device: torch.device) -> FusedEmbeddings | DenseEmbeddings:
     """The backend of that name (``fused`` | ``dense``)."""
-    kind = FusedEmbeddings if backend == "fused" else DenseEmbeddings
+    kind = DenseEmbeddings if backend == "dense" else FusedEmbeddings
     return kind(tables, dim, lr, device)
