@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recsys.kernels.dot_interaction import dot_interaction
+from recsys.kernels.dot_interaction import dot_interaction, dot_interaction_reference
 
 
 @given(batch=st.integers(1, 5), features=st.integers(2, 7), dim=st.integers(1, 9))
@@ -27,3 +27,19 @@ def test_one_feature_has_no_pairs() -> None:
 def test_wrong_rank_is_refused() -> None:
     with pytest.raises(ValueError, match="batch, features, dim"):
         dot_interaction(torch.randn(3, 4))
+
+
+def test_bfloat16_autocast_stays_close_and_keeps_the_input_dtype_of_the_gradient() -> None:
+    x = torch.randn(64, 27, 16, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        pairs = dot_interaction(x)
+    assert pairs.dtype == torch.bfloat16
+    weight = torch.randn(pairs.shape)
+    (pairs.float() * weight).sum().backward()
+    exact = x.detach().clone().requires_grad_()
+    want = dot_interaction_reference(exact)
+    (want * weight).sum().backward()
+    torch.testing.assert_close(pairs.float(), want, atol=0.15, rtol=0.02)
+    assert x.grad is not None
+    assert x.grad.dtype == torch.float32
+    torch.testing.assert_close(x.grad, exact.grad, atol=0.25, rtol=0.02)
