@@ -37,6 +37,7 @@ class ModelConfig(Strict):
         "mean", description="how what the user engaged with is pooled: mean, or attention by the shown ad (Zhou "
                             "et al. 2018, Deep Interest Network)"
     )
+    history_length: int = Field(20, ge=1, description="attention: latest items of a list feature that are looked at")
     attention: tuple[int, ...] = Field((32,), description="hidden layers of the attention's scoring MLP")
     content_dim: int = Field(64, ge=1, description="principal components kept of a content vector")
     heads: tuple[Literal["click", "engage", "convert"], ...] = ("click",)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,8 +24,8 @@ from recsys.contracts import read_parquet
 from recsys.errors import InputError
 from recsys.features.encoders import FeatureEncoder
 from recsys.features.vocabulary import Vocabulary
-from recsys.models.dlrm import DLRM
-from recsys.models.embeddings import Table
+from recsys.models.build import build_model
+from recsys.models.ranker import Ranker
 from recsys.stage import sha256_file, write_json
 
 FORMAT = 1
@@ -47,7 +46,7 @@ class Bundle:
         quantiser: what makes semantic ids from raw content vectors, where the ranker has them.
     """
 
-    models: tuple[DLRM, ...]
+    models: tuple[Ranker, ...]
     encoder: FeatureEncoder
     heads: tuple[str, ...]
     model_id: str
@@ -97,15 +96,8 @@ class Bundle:
         listed = Vocabulary(self.encoder.content.name, "vocabulary", len(rows) + 1, pa.array(list(rows), pa.string()))
         encoder = replace(self.encoder, content=listed, of_content=of_content)
         tensor = torch.from_numpy(content).to(self.device)
-        models = tuple(_with_content(model, tensor) for model in self.models)
+        models = tuple(model.with_content(tensor) for model in self.models)
         return replace(self, models=models, encoder=encoder, content=content)
-
-
-def _with_content(model: DLRM, content: torch.Tensor) -> DLRM:
-    # Weights are shared, buffers are not: requests that run on the other model still see the matrix they began with.
-    other = copy.copy(model)
-    other._buffers = {**model._buffers, "content": content}
-    return other
 
 
 def pick_device(device: str) -> torch.device:
@@ -123,19 +115,7 @@ def pick_device(device: str) -> torch.device:
     raise InputError("no such device", got=device, expected="auto, cpu, or cuda where a GPU is present")
 
 
-def build_model(encoder: FeatureEncoder, config: ModelConfig, content: np.ndarray | None, sparse_lr: float,
-                device: torch.device) -> DLRM:
-    """A freshly initialised ranker for an encoder's features.
-
-    Args:
-        content: float32 [N + 1, C], or None.
-    """
-    tables = [Table(name, encoder.tables[name].rows, features) for name, features in encoder.features.items()]
-    matrix = None if content is None else torch.from_numpy(np.ascontiguousarray(content, np.float32))
-    return DLRM(tables, encoder.dense_width, config, config.heads, matrix, bool(encoder.sequence), sparse_lr, device)
-
-
-def save_bundle(folder: Path, models: Sequence[DLRM], encoder: FeatureEncoder, config: ModelConfig, name: str,
+def save_bundle(folder: Path, models: Sequence[Ranker], encoder: FeatureEncoder, config: ModelConfig, name: str,
                 content: np.ndarray | None = None, transform: CorpusTransform | None = None,
                 quantiser: ResidualQuantiser | None = None, facts: dict[str, Any] | None = None) -> None:
     """Write the model folder.
@@ -193,7 +173,10 @@ def load_bundle(folder: str | Path, device: str = "auto") -> Bundle:
         raise InputError("damaged file", file=file, got=str(error), expected="JSON") from None
     if spec.get("format") != FORMAT:
         raise InputError("unknown format", file=file, column="format", got=spec.get("format"), expected=str(FORMAT))
+    # Ranks are a matter of training: a ranker whose tables were sharded is served from one device.
     config = parse_model(ModelConfig, spec["model"], file)
+    if config.embeddings == "sharded":
+        config = config.model_copy(update={"embeddings": "fused"})
     vocabulary = folder / "vocabulary.parquet"
     has_values = any(v["rows"] > 1 for v in spec["features"]["tables"].values() if v["kind"] == "vocabulary")
     table = read_parquet(vocabulary) if has_values or spec["has_content"] else pq.read_table(vocabulary)

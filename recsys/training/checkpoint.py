@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from recsys.models.dlrm import DLRM
+from recsys.models.ranker import Ranker
 
 
 @dataclass
@@ -52,7 +52,7 @@ def _adam_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
             for key, value in optimizer.state.get(p, {}).items()}
 
 
-def save_checkpoint(path: Path, model: DLRM, optimizer: torch.optim.Optimizer, state: TrainState,
+def save_checkpoint(path: Path, model: Ranker, optimizer: torch.optim.Optimizer, state: TrainState,
                     best: dict[str, torch.Tensor] | None) -> None:
     """Write everything that continuing needs.
 
@@ -76,7 +76,7 @@ def save_checkpoint(path: Path, model: DLRM, optimizer: torch.optim.Optimizer, s
     os.replace(partial, path)
 
 
-def load_checkpoint(path: Path, model: DLRM,
+def load_checkpoint(path: Path, model: Ranker,
                     optimizer: torch.optim.Optimizer) -> tuple[TrainState, dict[str, torch.Tensor] | None]:
     """Take over a checkpoint, in place.
 

@@ -15,7 +15,7 @@ from recsys.config import TrainingConfig
 from recsys.errors import RecsysError
 from recsys.features.batches import Batch, BatchLoader
 from recsys.log import log
-from recsys.models.dlrm import DLRM
+from recsys.models.ranker import Ranker
 from recsys.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from recsys.training.metrics import StreamingMetrics
 
@@ -32,7 +32,7 @@ def binomial_loss(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, tor
     return loss, (weight * batch.trials).sum()
 
 
-def make_optimizer(model: DLRM, config: TrainingConfig) -> torch.optim.AdamW:
+def make_optimizer(model: Ranker, config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW over the dense parameters; matrices decay, biases do not."""
     parameters = model.dense_parameters()
     groups = [{"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
@@ -40,14 +40,14 @@ def make_optimizer(model: DLRM, config: TrainingConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.dense_lr, fused=True)
 
 
-def evaluate(models: Sequence[DLRM], loader: BatchLoader, device: torch.device) -> list[dict[str, Any]]:
+def evaluate(models: Sequence[Ranker], loader: BatchLoader, device: torch.device) -> list[dict[str, Any]]:
     """Metrics of the models' mean probability, one dict a head.
 
     Args:
         models: one ranker, or an ensemble.
         loader: labelled rows; their order does not matter.
     """
-    heads = models[0].heads.out_features
+    heads = len(models[0].head_names)
     metrics = [StreamingMetrics() for _ in range(heads)]
     for model in models:
         model.eval()
@@ -61,7 +61,7 @@ def evaluate(models: Sequence[DLRM], loader: BatchLoader, device: torch.device) 
     return [m.result() for m in metrics]
 
 
-def mean_logits(models: Sequence[DLRM], batch: Batch) -> np.ndarray:
+def mean_logits(models: Sequence[Ranker], batch: Batch) -> np.ndarray:
     """Log odds of the models' mean probability, float64 [B, H]."""
     z = np.stack([model(batch).double().cpu().numpy() for model in models])
     if len(z) == 1:
@@ -70,7 +70,7 @@ def mean_logits(models: Sequence[DLRM], batch: Batch) -> np.ndarray:
     return np.asarray(np.logaddexp.reduce(-np.logaddexp(0, -z)) - np.logaddexp.reduce(-np.logaddexp(0, z)))
 
 
-def train_member(model: DLRM, loader: BatchLoader, validation: BatchLoader | None, config: TrainingConfig,
+def train_member(model: Ranker, loader: BatchLoader, validation: BatchLoader | None, config: TrainingConfig,
                  checkpoint: Path, advance: Callable[[int], None] = lambda rows: None) -> TrainState:
     """Train one ranker to the end, from its checkpoint where there is one.
 
@@ -119,7 +119,7 @@ def train_member(model: DLRM, loader: BatchLoader, validation: BatchLoader | Non
     return state
 
 
-def _train_epoch(model: DLRM, optimizer: torch.optim.Optimizer, loader: BatchLoader, state: TrainState,
+def _train_epoch(model: Ranker, optimizer: torch.optim.Optimizer, loader: BatchLoader, state: TrainState,
                  config: TrainingConfig, advance: Callable[[int], None], save: Callable[[], None]) -> None:
     device = next(model.parameters()).device
     embeddings = model.embeddings

@@ -18,8 +18,9 @@ from recsys.content.semantic_ids import ResidualQuantiser, prefix_features
 from recsys.errors import InputError
 from recsys.features.batches import BatchLoader
 from recsys.log import log, progress
-from recsys.models.bundle import build_model, pick_device, save_bundle
-from recsys.models.dlrm import DLRM
+from recsys.models.build import KINDS, build_model
+from recsys.models.bundle import pick_device, save_bundle
+from recsys.models.ranker import Ranker
 from recsys.stage import Stage, run_stage, sha256_bytes, write_json
 from recsys.training.content import content_matrix
 from recsys.training.data import TrainingData, load_training_data, training_ad_ids
@@ -37,7 +38,7 @@ _USAGE = 2  # form of the usage row; models whose row is of an older form are tr
 def train_model(split_dir: Path, model: ModelConfig, training: TrainingConfig, out: Path, *, seed: int = 0,
                 content: Content | None = None, semantic: Semantic | None = None, device: str = "auto",
                 name: str = "model") -> dict[str, Any]:
-    """Train a DLRM and write its model folder; run again with the same inputs it does nothing.
+    """Train a ranker and write its model folder; run again with the same inputs it does nothing.
 
     A run that was killed continues from its last checkpoint when it is started again, and ends with the metrics it
     would have had.
@@ -59,8 +60,9 @@ def train_model(split_dir: Path, model: ModelConfig, training: TrainingConfig, o
         InputError: missing or wrong inputs.
         RecsysError: training diverged.
     """
-    if model.kind != "dlrm":
-        raise InputError("this trainer trains a DLRM", column="model.kind", got=model.kind, expected="dlrm")
+    if model.kind not in KINDS:
+        raise InputError("this trainer trains rankers of impressions", column="model.kind", got=model.kind,
+                         expected=" or ".join(KINDS))
     split_dir, out, at = Path(split_dir), Path(out), pick_device(device)
     config = {"model": model.model_dump(mode="json"), "training": training.model_dump(mode="json"), "seed": seed,
               "name": name, "device": at.type, "torch": torch.__version__, "usage": _USAGE,
@@ -130,7 +132,7 @@ def _train(stage: Stage, split_dir: Path, model: ModelConfig, training: Training
 
 def _train_one(stage: Stage, data: TrainingData, model: ModelConfig, training: TrainingConfig,
                matrix: np.ndarray | None, loader: BatchLoader, seed: int, member: int, device: torch.device,
-               advance: Callable[[int], None]) -> tuple[DLRM, Any]:
+               advance: Callable[[int], None]) -> tuple[Ranker, Any]:
     own_seed = int(np.random.SeedSequence([seed, member]).generate_state(1)[0])
     torch.manual_seed(own_seed)
     ranker = build_model(data.encoder, model, matrix, training.sparse_lr, device)
@@ -143,7 +145,7 @@ def _train_one(stage: Stage, data: TrainingData, model: ModelConfig, training: T
     return ranker, train_member(ranker, loader, validation, training, checkpoint, advance)
 
 
-def _metrics(models: list[DLRM], data: TrainingData, device: torch.device) -> dict[str, Any]:
+def _metrics(models: list[Ranker], data: TrainingData, device: torch.device) -> dict[str, Any]:
     """Metrics of the first head by part, those of further heads under ``heads``; ``train`` on a bounded sample."""
     step = max(len(data.training_rows) // _TRAIN_METRIC_ROWS, 1)
     parts = {"train": (data.train, data.training_rows[::step]), "validation": (data.train, data.validation_rows),

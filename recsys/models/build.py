@@ -1,0 +1,39 @@
+"""A freshly initialised ranker from an experiment's settings and its encoder."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from recsys.config import ModelConfig
+from recsys.errors import InputError
+from recsys.features.encoders import FeatureEncoder
+from recsys.models.dlrm import DLRM
+from recsys.models.embeddings import Table, make_embeddings
+from recsys.models.ranker import Inputs, Ranker
+
+KINDS: dict[str, type[Ranker]] = {"dlrm": DLRM}
+
+
+def build_model(encoder: FeatureEncoder, config: ModelConfig, content: np.ndarray | None, sparse_lr: float,
+                device: torch.device) -> Ranker:
+    """A freshly initialised ranker of the kind ``config.kind`` for an encoder's features.
+
+    Args:
+        content: float32 [N + 1, C], or None.
+        sparse_lr: learning rate of the embedding tables (their optimizer lives in the backend).
+
+    Raises:
+        InputError: a kind that is no ranker of user-ad logs.
+    """
+    if config.kind not in KINDS:
+        raise InputError("not a ranker of impressions", column="model.kind", got=config.kind, 
+                         expected=" or ".join(KINDS))
+    tables = [Table(name, encoder.tables[name].rows, features) for name, features in encoder.features.items()]
+    embeddings = None
+    if tables:
+        embeddings = make_embeddings(config.embeddings, tables, config.embedding_dim, sparse_lr, device)
+    matrix = None if content is None else torch.from_numpy(np.ascontiguousarray(content, np.float32))
+    features = tuple(f for table in tables for f in table.features)
+    inputs = Inputs(embeddings, features, encoder.dense_width, matrix, bool(encoder.sequence))
+    return KINDS[config.kind](inputs, config).to(device)
