@@ -27,14 +27,14 @@ class TrainingData:
 
     Attributes:
         encoder: fitted on the training rows.
-        train: all rows of train.parquet; test: all of test.parquet.
+        train: all rows of train.parquet; test: all of test.parquet, None where it is withheld.
         training_rows, validation_rows: int64 row numbers of ``train``.
         base_rates: successes / trials of each head over the training rows.
     """
 
     encoder: FeatureEncoder
     train: Encoded
-    test: Encoded
+    test: Encoded | None
     training_rows: np.ndarray
     validation_rows: np.ndarray
     base_rates: tuple[float, ...]
@@ -100,7 +100,7 @@ def _counts(table: pa.Table, name: str, file: Path) -> np.ndarray:
 
 def load_training_data(split_dir: Path, model: ModelConfig, validation_share: float, scratch: Path,
                        content_ids: list[str] | None = None,
-                       content_values: Mapping[str, pa.Array] | None = None) -> TrainingData:
+                       content_values: Mapping[str, pa.Array] | None = None, test: bool = True) -> TrainingData:
     """Fit the encoder on the training rows and encode both parts into ``scratch``.
 
     Args:
@@ -110,6 +110,7 @@ def load_training_data(split_dir: Path, model: ModelConfig, validation_share: fl
         scratch: folder for the encoded arrays.
         content_ids: ads with a content vector, in the order of the content matrix from row 1.
         content_values: sparse features that follow from an ad's content, aligned to ``content_ids``.
+        test: False: test.parquet is not opened, and need not be there.
 
     Raises:
         InputError: missing files or columns, wrong types, bad labels, no rows.
@@ -119,7 +120,7 @@ def load_training_data(split_dir: Path, model: ModelConfig, validation_share: fl
     columns = dict.fromkeys([*info.dense, *info.sparse, *info.sequence, *_GROUPS, AD_TABLE, "weight"])
     for label in labels:
         columns |= dict.fromkeys(str(c) for c in (label.column, label.trials, label.successes) if c)
-    paths = {part: split_dir / f"{part}.parquet" for part in ("train", "test")}
+    paths = {part: split_dir / f"{part}.parquet" for part in (("train", "test") if test else ("train",))}
     masks: list[np.ndarray] = []
 
     def training_rows() -> Iterator[pa.Table]:
@@ -141,7 +142,7 @@ def load_training_data(split_dir: Path, model: ModelConfig, validation_share: fl
     if not len(rows) or (trials <= 0).any():
         raise InputError("no labelled training rows", file=paths["train"], got=f"{len(rows)} rows",
                          expected="rows with a label, besides the validation slice")
-    return TrainingData(encoder, train, encoded["test"], rows, np.flatnonzero(mask),
+    return TrainingData(encoder, train, encoded.get("test"), rows, np.flatnonzero(mask),
                         tuple(float(r) for r in successes / trials))
 
 

@@ -17,6 +17,7 @@ from recsys.features.batches import Batch, BatchLoader
 from recsys.log import log
 from recsys.models.ranker import Ranker
 from recsys.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from recsys.training.journal import Journal
 from recsys.training.metrics import StreamingMetrics
 
 _EVALUATION_ROWS = 16_384
@@ -71,7 +72,7 @@ def mean_logits(models: Sequence[Ranker], batch: Batch) -> np.ndarray:
 
 
 def train_member(model: Ranker, loader: BatchLoader, validation: BatchLoader | None, config: TrainingConfig,
-                 checkpoint: Path, advance: Callable[[int], None] = lambda rows: None) -> TrainState:
+                 checkpoint: Path, journal: Journal, member: int = 0) -> TrainState:
     """Train one ranker to the end, from its checkpoint where there is one.
 
     With a validation slice the weights of the best epoch are kept, and ``config.patience`` epochs without a better
@@ -81,7 +82,7 @@ def train_member(model: Ranker, loader: BatchLoader, validation: BatchLoader | N
         model: freshly initialised.
         loader: training rows; validation: held-out rows, or None.
         checkpoint: file, read and replaced.
-        advance: told the number of rows after each batch.
+        journal: the record of the run; ``member``: which of an ensemble this is.
 
     Returns:
         The final state; the model holds the final (best) weights.
@@ -94,14 +95,16 @@ def train_member(model: Ranker, loader: BatchLoader, validation: BatchLoader | N
     if checkpoint.is_file():
         state, best = load_checkpoint(checkpoint, model, optimizer)
         log.info("resumed %s at epoch %d, batch %d", checkpoint.stem, state.epoch, state.batch)
-        advance(state.samples)
+    journal.member(member, state.epoch * loader.batches + state.batch, state.samples)
     while not state.done:
-        _train_epoch(model, optimizer, loader, state, config, advance,
+        _train_epoch(model, optimizer, loader, state, config, journal,
                      lambda: save_checkpoint(checkpoint, model, optimizer, state, best))  # noqa: B023
         line: dict[str, Any] = {"epoch": state.epoch, "loss": state.loss / max(state.trials, 1e-12)}
         if validation is not None:
             found = evaluate([model], validation, next(model.parameters()).device)
             line["validation"] = found[0]
+            journal.evaluation(epoch=state.epoch, step=state.epoch * loader.batches + state.batch,
+                               heads=dict(zip(model.head_names, found, strict=True)))
             score = float(sum(f["log_loss"] or 0.0 for f in found))
             if state.best is None or score < state.best:
                 state.best, state.best_epoch, state.stale = score, state.epoch, 0
@@ -120,7 +123,7 @@ def train_member(model: Ranker, loader: BatchLoader, validation: BatchLoader | N
 
 
 def _train_epoch(model: Ranker, optimizer: torch.optim.Optimizer, loader: BatchLoader, state: TrainState,
-                 config: TrainingConfig, advance: Callable[[int], None], save: Callable[[], None]) -> None:
+                 config: TrainingConfig, journal: Journal, save: Callable[[], None]) -> None:
     device = next(model.parameters()).device
     embeddings = model.embeddings
     model.train()
@@ -133,6 +136,10 @@ def _train_epoch(model: Ranker, optimizer: torch.optim.Optimizer, loader: BatchL
         state.loss, state.trials = (float(v) for v in sums.tolist())
         now = time.perf_counter()
         state.seconds, state.stalled, started = state.seconds + now - started, state.stalled + stalled, now
+
+    def write(step: int) -> None:
+        journal.step(epoch=state.epoch, step=step, samples=state.samples, loss=state.loss, trials=state.trials,
+                     sparse_lr=config.sparse_lr, dense_lr=config.dense_lr, seconds=state.seconds, stalled=state.stalled)
 
     with loader.epoch(state.epoch, state.batch) as batches:
         for batch in batches:
@@ -148,13 +155,19 @@ def _train_epoch(model: Ranker, optimizer: torch.optim.Optimizer, loader: BatchL
             sums += torch.stack([loss.detach(), trials.detach()])
             state.batch += 1
             state.samples += len(batch)
-            advance(len(batch))
+            journal.advance(len(batch))
+            step = state.epoch * loader.batches + state.batch
+            if journal.due(step):
+                settle(batches.stalled)
+                batches.stalled = 0.0
+                write(step)
             if time.perf_counter() - saved > config.checkpoint_seconds:
                 settle(batches.stalled)
                 batches.stalled = 0.0
                 save()
                 saved = started = time.perf_counter()
         settle(batches.stalled)
+        write(state.epoch * loader.batches + state.batch)
     if not np.isfinite(state.loss):
         raise RecsysError(f"training diverged in epoch {state.epoch}: the loss is not finite; "
                           f"lower training.dense_lr ({config.dense_lr}) or training.sparse_lr ({config.sparse_lr})")

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 _BINS = 1 << 20
 _RANGE = 20.0  # log odds beyond +-20 are probabilities beyond 2e-9: they share the outermost bins
 _FLUSH = 1 << 18
+
+
+def base_entropy(rates: Sequence[float]) -> float:
+    """Nats a trial that predicting the base rates costs, mean over the heads: what a loss is divided by to be an NE."""
+    p = np.clip(np.asarray(rates, np.float64), 1e-12, 1 - 1e-12)
+    return float(-(p * np.log(p) + (1 - p) * np.log1p(-p)).mean())
 
 
 class StreamingMetrics:

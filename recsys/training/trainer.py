@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,16 @@ from recsys.content.device import device_name, matmul_ceiling
 from recsys.content.semantic_ids import ResidualQuantiser, prefix_features
 from recsys.errors import InputError
 from recsys.features.batches import BatchLoader
-from recsys.log import log, progress
+from recsys.log import log
 from recsys.models.build import KINDS, build_model
 from recsys.models.bundle import pick_device, save_bundle
 from recsys.models.ranker import Ranker
 from recsys.stage import Stage, run_stage, sha256_bytes, write_json
 from recsys.training.content import content_matrix
 from recsys.training.data import TrainingData, load_training_data, training_ad_ids
+from recsys.training.journal import Journal, Watch
 from recsys.training.loop import evaluate, train_member
+from recsys.training.metrics import base_entropy
 
 Content = tuple[list[str], np.ndarray]
 Semantic = tuple[ResidualQuantiser, np.ndarray]
@@ -37,7 +38,7 @@ _USAGE = 2  # form of the usage row; models whose row is of an older form are tr
 
 def train_model(split_dir: Path, model: ModelConfig, training: TrainingConfig, out: Path, *, seed: int = 0,
                 content: Content | None = None, semantic: Semantic | None = None, device: str = "auto",
-                name: str = "model") -> dict[str, Any]:
+                name: str = "model", test: bool = True, watch: Watch | None = None) -> dict[str, Any]:
     """Train a ranker and write its model folder; run again with the same inputs it does nothing.
 
     A run that was killed continues from its last checkpoint when it is started again, and ends with the metrics it
@@ -52,6 +53,10 @@ def train_model(split_dir: Path, model: ModelConfig, training: TrainingConfig, o
         semantic: semantic ids int32 [ads, levels] of the same ads in the same order, and what made them; or None.
         device: ``auto`` | ``cpu`` | ``cuda``.
         name: goes into the model's id.
+        test: False: the test part is withheld (test.parquet is not opened and need not be there), and the metrics have
+            no ``test``; what a search over settings is given.
+        watch: told of every evaluation on the validation slice; what it raises ends the run, which a further call with
+            the same arguments goes on with.
 
     Returns:
         The contents of ``out/metrics.json``.
@@ -69,10 +74,10 @@ def train_model(split_dir: Path, model: ModelConfig, training: TrainingConfig, o
               "content": None if content is None else _hash(content),
               "semantic_ids": None if semantic is None else sha256_bytes(
                   np.ascontiguousarray(semantic[1]).tobytes() + semantic[0].codebooks.tobytes())}
-    inputs = {f: split_dir / f for f in ("train.parquet", "test.parquet", "dataset.json")}
+    inputs = {f: split_dir / f for f in ("train.parquet", *(["test.parquet"] if test else []), "dataset.json")}
 
     def build(stage: Stage) -> None:
-        _train(stage, split_dir, model, training, seed, content, semantic, at, name)
+        _train(stage, split_dir, model, training, seed, content, semantic, at, name, test, watch)
 
     run_stage("train", out, config=config, inputs=inputs, build=build, resume=True)
     return dict(json.loads((out / "metrics.json").read_text()))
@@ -84,23 +89,23 @@ def _hash(content: Content) -> str:
 
 
 def _train(stage: Stage, split_dir: Path, model: ModelConfig, training: TrainingConfig, seed: int,
-           content: Content | None, semantic: Semantic | None, device: torch.device, name: str) -> None:
+           content: Content | None, semantic: Semantic | None, device: torch.device, name: str, test: bool,
+           watch: Watch | None) -> None:
     started = time.perf_counter()
     matrix = transform = None
     if content is not None:
         matrix, transform = content_matrix(*content, training_ad_ids(split_dir), model.content_dim)
     data = load_training_data(split_dir, model, training.validation_share, stage.folder / "encoded",
                               None if content is None else content[0],
-                              None if semantic is None else prefix_features(semantic[1]))
+                              None if semantic is None else prefix_features(semantic[1]), test)
     encoding = time.perf_counter() - started
     models, states = [], []
     loader = BatchLoader(data.train, data.training_rows, data.keys, training.batch_size, training.shuffle_window)
-    with progress("samples") as bar:
+    with Journal(stage.folder, name, training.epochs * len(data.training_rows), members=training.ensemble,
+                 every=training.log_steps, entropy=base_entropy(data.base_rates), tensorboard=training.tensorboard,
+                 watch=watch) as journal:
         for member in range(training.ensemble):
-            task = bar.add_task(f"training {name} {member + 1}/{training.ensemble}",
-                                total=training.epochs * len(data.training_rows))
-            ranker, state = _train_one(stage, data, model, training, matrix, loader, seed, member, device,
-                                       lambda rows, task=task: bar.advance(task, rows))  # type: ignore[misc]
+            ranker, state = _train_one(stage, data, model, training, matrix, loader, seed, member, device, journal)
             models.append(ranker)
             states.append(state)
     metrics = _metrics(models, data, device)
@@ -120,19 +125,21 @@ def _train(stage: Stage, split_dir: Path, model: ModelConfig, training: Training
     save_bundle(stage.folder, models, data.encoder, model, name, matrix, transform,
                 None if semantic is None else semantic[0], {"seed": seed, "training": training.model_dump(mode="json")})
     write_json(stage.path("metrics.json"), metrics)
-    stage.rows = {"train": len(data.train), "validation": len(data.validation_rows), "test": len(data.test)}
-    stage.facts = {"test": metrics["test"], "samples_per_second": metrics["samples_per_second"]}
+    stage.rows = {"train": len(data.train), "validation": len(data.validation_rows)}
+    stage.facts = {"samples_per_second": metrics["samples_per_second"]}
+    if data.test is not None:
+        stage.rows["test"], stage.facts["test"] = len(data.test), metrics["test"]
     del data, loader  # the mapped files go with their last reader
     shutil.rmtree(stage.folder / "encoded")
     shutil.rmtree(stage.folder / "checkpoint")
-    if metrics["test"]["auc"] is None:
+    if "test" in metrics and metrics["test"]["auc"] is None:
         log.warning("%s: all labels of the test part are alike: AUC and normalized entropy are undefined", name)
     log.info("%s: %s", name, _describe(metrics))
 
 
 def _train_one(stage: Stage, data: TrainingData, model: ModelConfig, training: TrainingConfig,
                matrix: np.ndarray | None, loader: BatchLoader, seed: int, member: int, device: torch.device,
-               advance: Callable[[int], None]) -> tuple[Ranker, Any]:
+               journal: Journal) -> tuple[Ranker, Any]:
     own_seed = int(np.random.SeedSequence([seed, member]).generate_state(1)[0])
     torch.manual_seed(own_seed)
     ranker = build_model(data.encoder, model, matrix, training.sparse_lr, device)
@@ -142,14 +149,15 @@ def _train_one(stage: Stage, data: TrainingData, model: ModelConfig, training: T
     if len(data.validation_rows):
         validation = BatchLoader(data.train, data.validation_rows, data.keys, _EVALUATION_BATCH)
     checkpoint = stage.path(f"checkpoint/member-{member}.safetensors")
-    return ranker, train_member(ranker, loader, validation, training, checkpoint, advance)
+    return ranker, train_member(ranker, loader, validation, training, checkpoint, journal, member)
 
 
 def _metrics(models: list[Ranker], data: TrainingData, device: torch.device) -> dict[str, Any]:
     """Metrics of the first head by part, those of further heads under ``heads``; ``train`` on a bounded sample."""
     step = max(len(data.training_rows) // _TRAIN_METRIC_ROWS, 1)
-    parts = {"train": (data.train, data.training_rows[::step]), "validation": (data.train, data.validation_rows),
-             "test": (data.test, np.arange(len(data.test)))}
+    parts = {"train": (data.train, data.training_rows[::step]), "validation": (data.train, data.validation_rows)}
+    if data.test is not None:
+        parts["test"] = data.test, np.arange(len(data.test))
     found: dict[str, Any] = {}
     for part, (rows_of, rows) in parts.items():
         if len(rows):
@@ -160,7 +168,7 @@ def _metrics(models: list[Ranker], data: TrainingData, device: torch.device) -> 
 
 
 def _describe(metrics: dict[str, Any]) -> str:
-    test = metrics["test"]
-    shown = {k: test[k] for k in ("auc", "normalized_entropy", "calibration_ratio")}
+    part = next(p for p in ("test", "validation", "train") if p in metrics)
+    shown = {k: metrics[part][k] for k in ("auc", "normalized_entropy", "calibration_ratio")}
     text = ", ".join(f"{k} {v:.5f}" for k, v in shown.items() if v is not None)
-    return f"test {text}; {metrics['samples_per_second']:,.0f} samples/s"
+    return f"{part} {text}; {metrics['samples_per_second']:,.0f} samples/s"

@@ -19,6 +19,7 @@ from recsys.content.device import device_name
 from recsys.errors import InputError, RecsysError
 from recsys.ledger import book, load_card
 from recsys.training import loop, trainer
+from recsys.training.journal import Evaluation, read_journal
 from recsys.training.trainer import train_model
 from tests.training.toy import toy_content, toy_split, toy_table
 
@@ -45,7 +46,7 @@ def test_model_folder_is_complete_and_a_second_run_does_nothing(split: Path, tmp
     out = tmp_path / "model"
     metrics = _train(split, out, content=toy_content())
     assert {p.name for p in out.iterdir()} == {"manifest.json", "metrics.json", "model.json", "model.safetensors",
-                                               "vocabulary.parquet", "content.safetensors"}
+                                               "vocabulary.parquet", "content.safetensors", "train.jsonl"}
     assert [p for p in tmp_path.iterdir() if p.name != "model"] == []
     assert metrics == json.loads((out / "metrics.json").read_text())
     assert metrics["test"]["n"] == 1000
@@ -133,6 +134,26 @@ def test_early_stopping_keeps_the_best_weights(split: Path, tmp_path: Path) -> N
     assert metrics["validation"]["log_loss"] == pytest.approx(losses[best], abs=1e-6)
 
 
+def test_test_part_can_be_withheld_and_a_watcher_ends_and_resumes_a_run(tmp_path: Path) -> None:
+    split = toy_split(tmp_path / "split")
+    whole = _train(split, tmp_path / "whole")
+    (split / "test.parquet").unlink()
+    told: list[Evaluation] = []
+
+    def watch(evaluation: Evaluation) -> None:
+        told.append(evaluation)
+        if len(told) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _train(split, tmp_path / "out", test=False, watch=watch)
+    metrics = _train(split, tmp_path / "out", test=False, watch=watch)
+    assert "test" not in metrics
+    assert metrics["validation"] == whole["validation"]
+    assert sorted({(t.index, t.epoch) for t in told}) == [(1, 0), (2, 1)]
+    assert told[-1].heads["click"] == whole["epochs"][0][1]["validation"]
+
+
 def test_divergence_is_an_error_not_a_model(split: Path, tmp_path: Path) -> None:
     with pytest.raises(RecsysError, match=r"diverged.*dense_lr"):
         _train(split, tmp_path / "out", training=TRAINING.model_copy(update={"dense_lr": 1e30}))
@@ -142,7 +163,7 @@ def test_divergence_is_an_error_not_a_model(split: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize("seconds", [300.0, 0.0])  # a checkpoint an epoch, and one after every batch
 def test_interrupted_run_ends_with_identical_metrics(split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                      seconds: float) -> None:
-    training = TrainingConfig(epochs=3, batch_size=256, ensemble=2, checkpoint_seconds=seconds)
+    training = TrainingConfig(epochs=3, batch_size=256, ensemble=2, checkpoint_seconds=seconds, log_steps=5)
     model = MODEL.model_copy(update={"dropout": 0.2})
     whole = _train(split, tmp_path / "whole", training=training, model=model, content=toy_content())
     real, calls = loop.save_checkpoint, []
@@ -161,6 +182,11 @@ def test_interrupted_run_ends_with_identical_metrics(split: Path, tmp_path: Path
     resumed = _train(split, tmp_path / "out", training=training, model=model, content=toy_content())
     for part in ("train", "validation", "test", "epochs", "best_epoch"):
         assert resumed[part] == whole[part]
+    clock = ("samples_per_second", "input_stall_share", "sums")
+    lines = [[{k: v for k, v in line.items() if k not in clock} for line in read_journal(tmp_path / n / "train.jsonl")]
+             for n in ("whole", "out")]
+    assert len(lines[0]) == 2 * 3 * 2 + (3 * 8 // 5) * 2  # a line every 5 steps, an epoch's last, its evaluation
+    assert lines[0] == lines[1]
     weights = [(tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "out")]
     assert weights[0] == weights[1]
 
