@@ -4,15 +4,27 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recsys.kernels.dot_interaction import dot_interaction, dot_interaction_reference
+from recsys.kernels.dot_interaction import dot_interaction, dot_interaction_reference, pair_order
 
 
 @given(batch=st.integers(1, 5), features=st.integers(2, 7), dim=st.integers(1, 9))
 @settings(max_examples=25, deadline=None)
 def test_equals_the_definition(batch: int, features: int, dim: int) -> None:
     x = torch.randn(batch, features, dim, dtype=torch.float64)
-    expected = torch.stack([(x[:, i] * x[:, j]).sum(1) for i in range(features) for j in range(i)], dim=1)
+    order = pair_order(features).tolist()
+    assert sorted(map(sorted, order)) == [[i, j] for i in range(features) for j in range(i + 1, features)]
+    expected = torch.stack([(x[:, i] * x[:, j]).sum(1) for i, j in order], dim=1)
     torch.testing.assert_close(dot_interaction(x), expected)
+    torch.testing.assert_close(dot_interaction_reference(x), expected)
+
+
+@given(features=st.integers(2, 9), dim=st.integers(1, 5))
+@settings(max_examples=15, deadline=None)
+def test_gradient_equals_the_oracles(features: int, dim: int) -> None:
+    x = torch.randn(4, features, dim, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4, features * (features - 1) // 2, dtype=torch.float64)
+    grads = [torch.autograd.grad((f(x) * weight).sum(), x)[0] for f in (dot_interaction, dot_interaction_reference)]
+    torch.testing.assert_close(*grads)
 
 
 def test_gradient() -> None:
