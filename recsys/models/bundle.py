@@ -28,7 +28,7 @@ from recsys.models.build import build_model
 from recsys.models.ranker import Ranker
 from recsys.stage import sha256_file, write_json
 
-FORMAT = 1
+FORMAT = 2  # 1: a DLRM's dot products stood in another order
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def load_bundle(folder: str | Path, device: str = "auto") -> Bundle:
         spec = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError("damaged file", file=file, got=str(error), expected="JSON") from None
-    if spec.get("format") != FORMAT:
+    if spec.get("format") not in (1, FORMAT):
         raise InputError("unknown format", file=file, column="format", got=spec.get("format"), expected=str(FORMAT))
     # Ranks are a matter of training: a ranker whose tables were sharded is served from one device.
     config = parse_model(ModelConfig, spec["model"], file)
@@ -188,7 +188,8 @@ def load_bundle(folder: str | Path, device: str = "auto") -> Bundle:
     for member in range(spec["members"]):
         model = build_model(encoder, config, content, 0.0, at)
         try:
-            model.load_weights({n.partition(".")[2]: t for n, t in weights.items() if n.startswith(f"{member}.")})
+            own = {n.partition(".")[2]: t for n, t in weights.items() if n.startswith(f"{member}.")}
+            model.load_weights(model.from_format_1(own) if spec["format"] == 1 else own)
         except (KeyError, RuntimeError) as error:
             raise InputError("weights do not fit model.json", file=folder / "model.safetensors", got=str(error),
                              expected="the file that was saved with it") from None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from recsys.config import ModelConfig
-from recsys.kernels.dot_interaction import dot_interaction
+from recsys.kernels.dot_interaction import dot_interaction, pair_order
 from recsys.models.layers import Heads, hidden_layers
 from recsys.models.ranker import Inputs, Ranker
 
@@ -36,6 +36,18 @@ class DLRM(Ranker):
         """Logits [B, H]."""
         return self.heads(self.top(torch.cat([x_BFD[:, self._beside].flatten(1), dot_interaction(x_BFD), match_BM],
                                              dim=1)))
+
+    def from_format_1(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """There the dot products stood in the order (1,0), (2,0), (2,1), (3,0), ...: the top's columns move."""
+        rows, columns = torch.tril_indices(self.vectors, self.vectors, -1)
+        number = torch.zeros(self.vectors, self.vectors, dtype=torch.int64)
+        number[rows, columns] = number[columns, rows] = torch.arange(len(rows))
+        left, right = pair_order(self.vectors).unbind(1)
+        start = len(range(self.vectors)[self._beside]) * self.dim
+        name = "top.0.weight" if self.config.top else "heads.weight"
+        moved = weights[name].clone()
+        moved[:, start : start + len(rows)] = weights[name][:, start + number[left, right]]
+        return {**weights, name: moved}
 
     def interaction_flops(self) -> int:
         """The dot products, as the product of all with all that computes them."""

@@ -170,6 +170,10 @@ class Ranker(nn.Module):
                     raise RuntimeError(f"{name}: got {tuple(weights[name].shape)}, expected {tuple(target.shape)}")
                 target.copy_(weights[name])
 
+    def from_format_1(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Weights of a model folder of format 1 (all of which are DLRMs) as this ranker keeps them."""
+        return weights
+
     def _all_weights(self) -> dict[str, torch.Tensor]:
         tables = {} if self.embeddings is None else self.embeddings.weights()
         return {**self._dense(), **{f"table.{n}": w for n, w in tables.items()}}

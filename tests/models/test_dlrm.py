@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import torch
 
+from recsys.kernels.dot_interaction import pair_order
 from recsys.models.dlrm import DLRM
 from tests.models.toy import batch, ranker
 
@@ -13,7 +14,7 @@ def test_logits_are_the_papers() -> None:
     looked_up = model.embeddings(batch().sparse)
     dense = model.bottom(batch().dense)
     vectors = [*looked_up.unbind(1), dense]
-    pairs = [(vectors[i] * vectors[j]).sum(1) for i in range(4) for j in range(i)]
+    pairs = [(vectors[i] * vectors[j]).sum(1) for i, j in pair_order(4)]
     by_hand = model.heads(model.top(torch.cat([dense, torch.stack(pairs, 1)], dim=1)))
     torch.testing.assert_close(model(batch()), by_hand)
     assert model.top[0].in_features == 4 + 6
