@@ -8,11 +8,13 @@ import torch
 from recsys.config import ModelConfig
 from recsys.errors import InputError
 from recsys.features.encoders import FeatureEncoder
+from recsys.models.dcnv2 import DCNv2
 from recsys.models.dlrm import DLRM
 from recsys.models.embeddings import Table, make_embeddings
+from recsys.models.finalmlp import FinalMLP
 from recsys.models.ranker import Inputs, Ranker
 
-KINDS: dict[str, type[Ranker]] = {"dlrm": DLRM}
+KINDS: dict[str, type[Ranker]] = {"dlrm": DLRM, "dcnv2": DCNv2, "finalmlp": FinalMLP}
 
 
 def build_model(encoder: FeatureEncoder, config: ModelConfig, content: np.ndarray | None, sparse_lr: float,

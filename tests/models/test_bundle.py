@@ -4,10 +4,17 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pytest
+import torch
 
+from recsys.config import ModelConfig, SemanticIdConfig, TrainingConfig
+from recsys.content.semantic_ids import ResidualQuantiser
+from recsys.models.build import KINDS
 from recsys.models.bundle import load_bundle
 from recsys.serving.scorer import Scorer
-from tests.training.toy import toy_content, toy_table
+from recsys.training.trainer import train_model
+from tests.training.toy import toy_content, toy_split, toy_table
 
 FORMAT1 = Path(__file__).parent / "data/format1"
 
@@ -30,3 +37,22 @@ def test_new_ads_leave_the_others_scores() -> None:
     rows = toy_table(20, 9)
     np.testing.assert_array_equal(Scorer(wider).score(rows)["click"], Scorer(bundle).score(rows)["click"])
     assert ids[0] in bundle.encoder.content.values.to_pylist()
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"dlrm"}))
+def test_semantic_ids_and_new_ads_with_every_kind(tmp_path: Path, kind: str) -> None:
+    torch.set_num_threads(1)
+    ids, vectors = toy_content()
+    split = toy_split(tmp_path / "split", 800, sparse=["user_id", "surface"], ad_features=[])
+    quantiser = ResidualQuantiser.fit(vectors, SemanticIdConfig(levels=2, codebook=4, dim=8))
+    config = ModelConfig(kind=kind, embedding_dim=4, bottom=(8,), top=(16,), streams=((16,), (16,)), content_dim=8)
+    train_model(split, config, TrainingConfig(batch_size=128), tmp_path / "model", content=(ids, vectors),
+                semantic=(quantiser, quantiser.encode(vectors)))
+    scorer, table = Scorer.load(tmp_path / "model"), toy_table(50, 9)
+    assert load_bundle(tmp_path / "model").encoder.sparse[-2:] == ("semantic_id_1", "semantic_id_2")
+    renamed = table.set_column(table.column_names.index("ad_id"), "ad_id",
+                               pa.array([f"new {a}" for a in table["ad_id"].to_pylist()]))
+    before, unknown = scorer.score(table)["click"], scorer.score(renamed)["click"]
+    grown = scorer.with_ads([f"new {i}" for i in ids], vectors).score(renamed)["click"]
+    np.testing.assert_allclose(grown, before, atol=1e-6)  # same content: same score
+    assert np.abs(unknown - before).max() > 1e-4

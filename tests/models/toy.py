@@ -12,7 +12,8 @@ from recsys.models.build import KINDS
 from recsys.models.embeddings import Table, make_embeddings
 from recsys.models.ranker import Inputs, Ranker
 
-CONFIG = ModelConfig(embedding_dim=4, bottom=(8,), top=(16, 8))
+CONFIG = ModelConfig(embedding_dim=4, bottom=(8,), top=(16, 8), streams=((16, 8), (12, 4)), gates=(8,),
+                     cross_rank=8)
 TABLES = [Table("ad_id", 20, ("ad_id", "history")), Table("site", 5, ("site",))]
 DENSE, CONTENT = 3, 6
 
