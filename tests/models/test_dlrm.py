@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import torch
-
 from recsys.kernels.dot_interaction import pair_order
+
 from recsys.models.dlrm import DLRM
 from tests.models.toy import batch, ranker
 
