@@ -21,6 +21,7 @@ from recsys.config import ModelConfig
 from recsys.errors import InputError
 from recsys.features.batches import Batch
 from recsys.models.attention import TargetAttention, latest
+from recsys.models.embeddings import write_tensor
 from recsys.models.layers import tower
 
 _AD = "ad_id"
@@ -164,11 +165,11 @@ class Ranker(nn.Module):
         Raises:
             KeyError, RuntimeError: a weight is missing or of another shape.
         """
-        with torch.no_grad():
-            for name, target in self._all_weights().items():
-                if target.shape != weights[name].shape:
-                    raise RuntimeError(f"{name}: got {tuple(weights[name].shape)}, expected {tuple(target.shape)}")
-                target.copy_(weights[name])
+        for name, target in self._dense().items():
+            write_tensor(name, target, weights[name])
+        if self.embeddings is not None:
+            tables = {n.removeprefix("table."): w for n, w in weights.items() if n.startswith("table.")}
+            self.embeddings.load_weights(tables)
 
     def from_format_1(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Weights of a model folder of format 1 (all of which are DLRMs) as this ranker keeps them."""

@@ -63,7 +63,8 @@ def save_checkpoint(path: Path, model: Ranker, optimizer: torch.optim.Optimizer,
     tensors = {f"weight.{n}": t for n, t in model.weights().items()}
     tensors |= {f"best.{n}": t for n, t in (best or {}).items()}
     if model.embeddings is not None:
-        tensors |= {f"adagrad.{n}": t for n, t in model.embeddings.state().items()}
+        tensors |= {f"sparse.{n}": t for n, t in model.embeddings.checkpoint_tensors().items()
+                    if not n.startswith("table.")}
     tensors |= _adam_tensors(optimizer)
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
@@ -92,9 +93,11 @@ def load_checkpoint(path: Path, model: Ranker,
 
     model.load_weights(part("weight."))
     if model.embeddings is not None:
-        saved = part("adagrad.")
-        for name, target in model.embeddings.state().items():
-            target.copy_(saved[name])
+        saved = part("sparse.")
+        for name, target in model.embeddings.checkpoint_tensors().items():
+            if not name.startswith("table."):
+                target.copy_(saved[name])
+        model.embeddings.loaded()
     moments: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in part("adam.").items():
         index, key = name.split(".")

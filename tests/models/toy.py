@@ -9,7 +9,7 @@ from recsys.config import ModelConfig
 from recsys.features.batches import Batch, gather
 from recsys.features.encoded import Encoded, Jagged
 from recsys.models.build import KINDS
-from recsys.models.embeddings import Table, make_embeddings
+from recsys.models.embeddings import SparseOptions, Table, make_embeddings
 from recsys.models.ranker import Inputs, Ranker
 
 CONFIG = ModelConfig(embedding_dim=4, bottom=(8,), top=(16, 8), streams=((16, 8), (12, 4)), gates=(8,),
@@ -32,6 +32,7 @@ def ranker(content: bool = True, tables: list[Table] = TABLES, dense: int = DENS
     matrix = torch.cat([torch.zeros(1, CONTENT), torch.randn(8, CONTENT)]) if content else None
     embeddings = None
     if tables:
-        embeddings = make_embeddings(settings.embeddings, tables, settings.embedding_dim, 0.05, torch.device("cpu"))
+        embeddings = make_embeddings(settings.embeddings, tables, settings.embedding_dim, SparseOptions(),
+                                     torch.device("cpu"))
     inputs = Inputs(embeddings, tuple(f for t in tables for f in t.features), dense, matrix, content)
     return KINDS[settings.kind](inputs, settings)
