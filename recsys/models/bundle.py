@@ -25,6 +25,7 @@ from recsys.errors import InputError
 from recsys.features.encoders import FeatureEncoder
 from recsys.features.vocabulary import Vocabulary
 from recsys.models.build import build_model
+from recsys.models.embeddings import SparseOptions
 from recsys.models.ranker import Ranker
 from recsys.stage import sha256_file, write_json
 
@@ -185,8 +186,10 @@ def load_bundle(folder: str | Path, device: str = "auto") -> Bundle:
     content = arrays.get("vectors")
     weights = _tensors(folder / "model.safetensors", load_file)
     models = []
+    # However the tables were spread while training, they are whole here.
+    local = config if config.embeddings == "dense" else config.model_copy(update={"embeddings": "fused"})
     for member in range(spec["members"]):
-        model = build_model(encoder, config, content, 0.0, at)
+        model = build_model(encoder, local, content, SparseOptions(), at)
         try:
             own = {n.partition(".")[2]: t for n, t in weights.items() if n.startswith(f"{member}.")}
             model.load_weights(model.from_format_1(own) if spec["format"] == 1 else own)

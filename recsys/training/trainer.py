@@ -19,6 +19,7 @@ from recsys.features.batches import BatchLoader
 from recsys.log import log
 from recsys.models.build import KINDS, build_model
 from recsys.models.bundle import pick_device, save_bundle
+from recsys.models.embeddings import SparseOptions
 from recsys.models.ranker import Ranker
 from recsys.stage import Stage, run_stage, sha256_bytes, write_json
 from recsys.training.content import content_matrix
@@ -142,7 +143,7 @@ def _train_one(stage: Stage, data: TrainingData, model: ModelConfig, training: T
                journal: Journal) -> tuple[Ranker, Any]:
     own_seed = int(np.random.SeedSequence([seed, member]).generate_state(1)[0])
     torch.manual_seed(own_seed)
-    ranker = build_model(data.encoder, model, matrix, training.sparse_lr, device)
+    ranker = build_model(data.encoder, model, matrix, SparseOptions.of(training), device)
     ranker.set_base_rates(dict(enumerate(data.base_rates)))
     loader = BatchLoader(loader.data, loader.rows, loader.keys, loader.batch_size, loader.window, own_seed)
     validation = None

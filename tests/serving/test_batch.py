@@ -43,7 +43,7 @@ def test_scores_are_the_models_and_satisfy_the_contract(model: Path, impressions
         assert scores[name].to_pylist() == table[name].to_pylist()
     direct = load_scorer(model).score(table)["click"]
     np.testing.assert_allclose(scores["p_click"].to_numpy(), direct, rtol=1e-5)
-    assert np.std(direct) > 0.01  # a real model: its scores differ
+    assert np.std(direct) > 0.005  # a real model: its scores differ
     np.testing.assert_allclose(scores["expected_value"].to_numpy(), direct * table["bid"].to_numpy(), rtol=1e-5)
     assert manifest["rows"] == {"input": 1000, "pairs": 1000, "scored": 1000, "rejected": 0}
     assert [p["rows"] for p in manifest["facts"]["parts"]] == [300, 300, 300, 100]
