@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys.errors import InputError
+from recsys.storage import file_size, is_url, open_input
 
 Bad = Callable[[pa.Array | pa.ChunkedArray], Any]
 """Takes a column, returns a boolean array that is true where a (non-null) value is not allowed."""
@@ -298,14 +299,18 @@ def validate(table: pa.Table, contract: Contract, file: str | Path | None = None
 
 
 def open_parquet(path: str | Path) -> pq.ParquetFile:
-    """Open a Parquet file; a missing, empty, truncated or foreign file is one clear :class:`InputError`."""
-    path = Path(path)
-    if not path.is_file():
+    """Open a Parquet file (a path or an address that :mod:`recsys.storage` knows).
+
+    A missing, empty, truncated or foreign file is one clear :class:`InputError`.
+    """
+    size = file_size(path)
+    if size is None:
         raise InputError("no such file", file=path, expected="a Parquet file")
-    if path.stat().st_size == 0:
+    if size == 0:
         raise InputError("empty file", file=path, got="0 bytes", expected="a Parquet file")
     try:
-        return pq.ParquetFile(path)
+        # An object store answers slowly but in bulk: the columns of a row group are asked for together.
+        return pq.ParquetFile(open_input(path), pre_buffer=True) if is_url(path) else pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError("not a readable Parquet file (truncated or of another format)", file=path,
                          got=str(error).splitlines()[0], expected="a complete Parquet file") from None

@@ -22,6 +22,7 @@ from typing import Any
 from recsys import __version__
 from recsys.errors import InputError, RecsysError
 from recsys.log import log
+from recsys.storage import fingerprint, is_url
 
 MANIFEST = "manifest.json"
 
@@ -37,7 +38,12 @@ def sha256_json(value: Any) -> str:
 
 
 def sha256_file(path: str | Path) -> str:
-    """Hex SHA-256 of a file's contents; a folder hashes as its manifest, or else as all its files."""
+    """Hex SHA-256 of a file's contents; a folder hashes as its manifest, or else as all its files.
+
+    An object in a store hashes as its size, ETag and end (:func:`recsys.storage.fingerprint`): it is not fetched twice.
+    """
+    if is_url(path):
+        return fingerprint(str(path))
     path = Path(path)
     if path.is_dir():
         if (path / MANIFEST).is_file():

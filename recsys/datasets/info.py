@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from recsys.config import Strict, parse_model
 from recsys.errors import InputError
 from recsys.stage import write_json
+from recsys.storage import file_size, join, read_bytes
 
 DATASET_FILE = "dataset.json"
 
@@ -37,6 +38,7 @@ class DatasetInfo(BaseModel):
         ad_features: those of ``sparse`` that belong to the ad and also stand in ``ads.parquet``.
         label: head name (click, ...) to where its label stands.
         text: columns of ``ads.parquet`` that are shown as text, or nothing.
+        id_rows: those of ``sparse`` that hold rows of their own table -> the table's number of rows.
         stories: rows carry ``group_id``, and rows of one group must stay on one side of a split.
         simulated: the data come from the simulator, whose hidden state is in ``truth/``.
     """
@@ -52,6 +54,7 @@ class DatasetInfo(BaseModel):
     ad_features: tuple[str, ...] = ()
     label: dict[str, Label] = Field(default_factory=dict)
     text: tuple[str, ...] = ()
+    id_rows: dict[str, int] = Field(default_factory=dict)
     stories: bool = False
     simulated: bool = False
 
@@ -62,12 +65,11 @@ def load_dataset_info(folder: str | Path) -> DatasetInfo:
     Raises:
         InputError: no such file, not JSON, or a key of the wrong type.
     """
-    path = Path(folder)
-    path = path if path.suffix == ".json" else path / DATASET_FILE
-    if not path.is_file():
+    path = folder if str(folder).endswith(".json") else join(folder, DATASET_FILE)
+    if file_size(path) is None:
         raise InputError("no such file", file=path, expected="a prepared dataset (recsys prepare RECIPE --out FOLDER)")
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(read_bytes(path))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError("damaged file", file=path, got=str(error), expected="JSON") from None
     return parse_model(DatasetInfo, value, path)

@@ -1,10 +1,9 @@
-"""Encoded rows as plain arrays, in memory or mapped from files, and gathering any rows of them."""
+"""Encoded rows as plain arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,6 +33,25 @@ class Jagged:
         at = np.repeat(starts - ends + lengths, lengths) + np.arange(ends[-1] if len(ends) else 0)
         return self.values[at], lengths.astype(np.int32)
 
+    def latest(self, rows: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """The last ``length`` items of the given rows as features of at most one item, the last item first.
+
+        Returns:
+            Values int32, item after item and within it row after row, and lengths int32 [length, len(rows)] of 0 or 1.
+        """
+        ends = self.offsets[rows + 1]
+        item = np.arange(length)[:, None]
+        there = item < (ends - self.offsets[rows])[None, :]
+        return self.values[(ends[None, :] - 1 - item)[there]], there.astype(np.int32)
+
+    @staticmethod
+    def concatenate(parts: Sequence[Jagged]) -> Jagged:
+        """The parts' lists, one part after the other."""
+        ends = np.cumsum([0, *(p.offsets[-1] - p.offsets[0] for p in parts)])
+        offsets = [p.offsets[1:] - p.offsets[0] + end for p, end in zip(parts, ends[:-1], strict=True)]
+        values = [p.values[p.offsets[0] : p.offsets[-1]] for p in parts]
+        return Jagged(np.concatenate(values), np.concatenate([[0], *offsets]).astype(np.int64))
+
     def without(self, value: int) -> Jagged:
         """The same lists with one value left out."""
         keep = self.values != value
@@ -47,12 +65,16 @@ class Encoded:
 
     Attributes:
         dense: float32 [n, width].
-        sparse: int32 [n, categorical features], rows of each feature's table.
+        sparse: int32 [n, categorical features], rows of each feature's table; laid out feature by feature
+            (Fortran order) where an encoder made it, as batches are.
         content_row: int32 [n], row of the ad's content vector; 0 where it has none.
         sequences: one jagged int32 per list feature, rows of the table ``ad_id``.
         history: jagged content rows of what the user engaged with, ads without a vector left out.
         trials, successes: float32 [n, heads], or None where rows are only scored.
         weight: float32 [n], or None for 1.
+        user: int64 [n], stable hash of the user, or None.
+        surface: int8 [n], place of the surface in :data:`recsys.contracts.SURFACES`, -1 unknown; or None.
+        history_length: items of each list that become features of one item; 0: lists are pooled whole.
     """
 
     dense: np.ndarray
@@ -63,67 +85,46 @@ class Encoded:
     trials: np.ndarray | None = None
     successes: np.ndarray | None = None
     weight: np.ndarray | None = None
+    user: np.ndarray | None = None
+    surface: np.ndarray | None = None
+    history_length: int = 0
 
     def __len__(self) -> int:
         return len(self.dense)
 
+    def slice(self, start: int, stop: int) -> Encoded:
+        """Rows [start, stop), sharing memory."""
+        def cut(jagged: Jagged) -> Jagged:
+            return Jagged(jagged.values, jagged.offsets[start : stop + 1])
 
-_ARRAYS = ("dense", "sparse", "content_row", "trials", "successes", "weight")
+        plain = {n: None if (a := getattr(self, n)) is None else a[start:stop] for n in _ARRAYS}
+        return replace(self, sequences=tuple(cut(s) for s in self.sequences), history=cut(self.history),
+                       **plain)  # type: ignore[arg-type]
 
+    def take(self, rows: np.ndarray) -> Encoded:
+        """The given rows (int64 [B]), in their order, as arrays of their own; ``sparse`` in Fortran order."""
+        def pick(jagged: Jagged) -> Jagged:
+            values, lengths = jagged.take(rows)
+            return Jagged(values, np.concatenate([[0], np.cumsum(lengths)]))
 
-def write_encoded(parts: Iterable[Encoded], folder: Path) -> Encoded:
-    """Write a stream of encoded parts to raw files and map them back.
+        plain = {n: None if (a := getattr(self, n)) is None else a.take(rows, axis=0)
+                 for n in _ARRAYS if n != "sparse"}
+        return replace(self, sparse=self.sparse.T.take(rows, axis=1).T,
+                       sequences=tuple(pick(s) for s in self.sequences), history=pick(self.history),
+                       **plain)  # type: ignore[arg-type]
 
-    The mapped arrays live in the page cache: memory that the system takes back when it needs it, so that a data set
-    larger than memory trains, and one that fits is as fast as arrays.
-
-    Args:
-        parts: labelled parts, all of the same widths.
-        folder: scratch folder; emptied of nothing, files of an earlier try are overwritten.
-
-    Returns:
-        The whole, mapped read-only.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    handles: dict[str, object] = {}
-    shapes: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
-    lengths: dict[str, list[np.ndarray]] = {}
-    rows, sequences = 0, 0
-
-    def append(name: str, array: np.ndarray) -> None:
-        if name not in handles:
-            handles[name] = (folder / name).open("wb")
-            shapes[name] = (array.dtype, array.shape[1:])
-        np.ascontiguousarray(array).tofile(handles[name])  # type: ignore[arg-type]
-
-    try:
-        for part in parts:
-            rows, sequences = rows + len(part), len(part.sequences)
-            for name in _ARRAYS:
-                if (array := getattr(part, name)) is not None:
-                    append(name, array)
-            for name, jagged in _jagged_of(part):
-                append(name, jagged.values)
-                lengths.setdefault(name, []).append(np.diff(jagged.offsets))
-    finally:
-        for handle in handles.values():
-            handle.close()  # type: ignore[attr-defined]
-
-    def mapped(name: str, n: int) -> np.ndarray:
-        dtype, inner = shapes[name]
-        if n == 0 or 0 in inner:  # an empty file cannot be mapped
-            return np.zeros((n, *inner), dtype)
-        return np.memmap(folder / name, dtype, "r", shape=(n, *inner))
-
-    def mapped_jagged(name: str) -> Jagged:
-        offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths[name]))]).astype(np.int64)
-        return Jagged(mapped(name, int(offsets[-1])), offsets)
-
-    arrays = {name: mapped(name, rows) if name in shapes else None for name in _ARRAYS}
-    return Encoded(sequences=tuple(mapped_jagged(f"sequence{i}") for i in range(sequences)),
-                   history=mapped_jagged("history"),
-                   **arrays)  # type: ignore[arg-type]
+    @staticmethod
+    def concatenate(parts: Sequence[Encoded]) -> Encoded:
+        """The parts' rows, one part after the other; all must have the same features."""
+        first = parts[0]
+        if len(parts) == 1 and first.sparse.flags.f_contiguous:
+            return first
+        plain = {n: None if getattr(first, n) is None else np.concatenate([getattr(p, n) for p in parts])
+                 for n in _ARRAYS if n != "sparse"}
+        return replace(
+            first, sparse=np.concatenate([p.sparse.T for p in parts], axis=1).T,
+            sequences=tuple(Jagged.concatenate(s) for s in zip(*(p.sequences for p in parts), strict=True)),
+            history=Jagged.concatenate([p.history for p in parts]), **plain)  # type: ignore[arg-type]
 
 
-def _jagged_of(part: Encoded) -> list[tuple[str, Jagged]]:
-    return [(f"sequence{i}", s) for i, s in enumerate(part.sequences)] + [("history", part.history)]
+_ARRAYS = ("dense", "sparse", "content_row", "trials", "successes", "weight", "user", "surface")

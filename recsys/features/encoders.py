@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,82 +14,12 @@ import pyarrow.compute as pc
 
 from recsys.errors import InputError
 from recsys.features import vocabulary
+from recsys.features.dense import DenseColumn, DenseStatistics, read_numbers
 from recsys.features.encoded import Encoded, Jagged
 from recsys.features.vocabulary import Counter, Vocabulary, flatten
 
 AD_TABLE = "ad_id"
 CONTENT_TABLE = "__content__"  # not a name that a feature would have
-_CLIP = 10.0  # standard deviations; a stray value must not blow up a layer
-
-
-def _numbers(table: pa.Table, name: str, file: str | Path | None, offset: int) -> np.ndarray:
-    """A numeric column as float64 with NaN where missing; infinite values are refused."""
-    column = flatten(table[name])
-    kind = column.type
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-            or pa.types.is_null(kind)):
-        raise InputError("wrong type", file=file, column=name, got=str(kind),
-                         expected="a numeric column")
-    values = np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False), np.float64)
-    infinite = np.isinf(values)
-    if infinite.any():
-        at = int(np.flatnonzero(infinite)[0])
-        raise InputError("value not allowed", file=file, column=name,
-                         row=at + offset, got=float(values[at]), expected="a finite number or null")
-    return values
-
-
-def signed_log1p(x: np.ndarray) -> np.ndarray:
-    """sign(x) log(1 + abs(x)): heavy tails become bearable, small values stay as they are."""
-    return np.sign(x) * np.log1p(np.abs(x))
-
-
-@dataclass(frozen=True)
-class DenseColumn:
-    """One numeric feature: signed log1p, then standardised by the training part's mean and deviation.
-
-    A missing value becomes 0, the mean. Where values were missing in training, an indicator joins as a feature.
-    """
-
-    name: str
-    mean: float
-    scale: float
-    indicator: bool
-
-    @property
-    def width(self) -> int:
-        """Encoded features of this column."""
-        return 1 + self.indicator
-
-    def encode(self, values: np.ndarray) -> np.ndarray:
-        """float64 [n] with NaN for missing -> float32 [n, width]."""
-        missing = np.isnan(values)
-        scaled = np.clip((signed_log1p(values) - self.mean) / self.scale, -_CLIP, _CLIP)
-        scaled[missing] = 0.0
-        columns = [scaled, missing] if self.indicator else [scaled]
-        return np.stack(columns, axis=1).astype(np.float32)
-
-
-class _DenseStatistics:
-    """Streaming mean and deviation (Chan, Golub, LeVeque 1979) of one column's signed log."""
-
-    def __init__(self) -> None:
-        self.n, self.mean, self.m2, self.missing = 0, 0.0, 0.0, 0
-
-    def add(self, values: np.ndarray) -> None:
-        known = signed_log1p(values[~np.isnan(values)])
-        self.missing += len(values) - len(known)
-        if len(known) == 0:
-            return
-        mean, total = float(known.mean()), self.n + len(known)
-        shift = mean - self.mean
-        self.m2 += float(((known - mean) ** 2).sum()) + shift**2 * self.n * len(known) / total
-        self.mean += shift * len(known) / total
-        self.n = total
-
-    def column(self, name: str) -> DenseColumn:
-        deviation = (self.m2 / self.n) ** 0.5 if self.n else 0.0
-        return DenseColumn(name, self.mean, deviation if deviation > 1e-9 else 1.0, self.missing > 0)
 
 
 @dataclass(frozen=True)
@@ -106,6 +37,8 @@ class FeatureEncoder:
         content: ad id -> row of the content matrix (row 0: no content), or None.
         of_content: names among ``sparse`` that no input column holds, for they follow from the ad's content (semantic
             ids) -> int32 [content rows], the row of the feature's table.
+        history_length: the latest so many items of each list become features ``NAME@0`` (the latest), ``NAME@1``, ...
+            of at most one item, so that they can be attended over; 0: each list is one feature, pooled whole.
     """
 
     dense: tuple[DenseColumn, ...]
@@ -114,54 +47,16 @@ class FeatureEncoder:
     tables: dict[str, Vocabulary]
     content: Vocabulary | None = None
     of_content: Mapping[str, np.ndarray] = field(default_factory=dict)
+    history_length: int = 0
 
     @staticmethod
-    def fit(tables: Iterable[pa.Table], *, dense: Iterable[str], sparse: Iterable[str], sequence: Iterable[str],
-            min_count: int, hash_buckets: int, content_ids: list[str] | None = None,
-            content_values: Mapping[str, pa.Array] | None = None, file: str | Path | None = None) -> FeatureEncoder:
-        """Fit on a stream of training tables (and on nothing else).
-
-        Args:
-            tables: training rows.
-            dense, sparse, sequence: feature columns.
-            min_count: values seen less often go to the out-of-vocabulary row.
-            hash_buckets: a feature with more kept values than this is hashed to so many rows.
-            content_ids: ads that have a content vector, in the order of the content matrix's rows 1, 2, ...
-            content_values: further categorical features by name, string [len(content_ids)]: the value of each such ad.
-            file: named in errors.
-
-        Raises:
-            InputError: a missing column, one of the wrong type, or an infinite number.
-        """
-        dense, sparse, sequence = tuple(dense), tuple(sparse), tuple(sequence)
-        values = dict(content_values or {})
-        if taken := sorted(values.keys() & {*dense, *sparse, *sequence}):
-            raise InputError("a feature column has the name of a semantic id", file=file, column=taken[0],
-                             expected="another name")
-        content = None
-        if content_ids is not None:
-            content = Vocabulary(CONTENT_TABLE, "vocabulary", len(content_ids) + 1, pa.array(content_ids, pa.string()))
-        names = [*sparse, *values] + ([AD_TABLE] if sequence and AD_TABLE not in sparse else [])
-        counters, statistics = {n: Counter() for n in names}, {n: _DenseStatistics() for n in dense}
-        offset = 0
+    def fit(tables: Iterable[pa.Table], *, file: str | Path | None = None, **settings: Any) -> FeatureEncoder:
+        """Fit on a stream of training tables (and on nothing else); ``settings`` are :class:`Fit`'s."""
+        fit, offset = Fit(file=file, **settings), 0
         for table in tables:
-            require_columns(table, [*dense, *sparse, *sequence], file)
-            for name in dense:
-                statistics[name].add(_numbers(table, name, file, offset))
-            for name in sparse:
-                counters[name].add(table[name], name, file)
-            for name in sequence:
-                counters[AD_TABLE].add(pc.list_flatten(_list(table, name, file)), name, file)
-            if content is not None and values:
-                rows = content.encode(table[AD_TABLE], AD_TABLE, file)
-                for name, column in values.items():
-                    counters[name].add(column.take(pa.array(rows[rows > 0] - 1)), name, file)
+            fit.add(table, offset)
             offset += table.num_rows
-        vocabularies = {n: c.vocabulary(n, min_count, hash_buckets) for n, c in counters.items()}
-        # Row 0 is the ad without content: no value.
-        of_content = {n: np.append(np.int32(0), vocabularies[n].encode(v, n, file)) for n, v in values.items()}
-        return FeatureEncoder(tuple(statistics[n].column(n) for n in dense), (*sparse, *values), sequence,
-                              vocabularies, content, of_content)
+        return fit.encoder()
 
     @property
     def columns(self) -> list[str]:
@@ -178,8 +73,20 @@ class FeatureEncoder:
     @property
     def features(self) -> dict[str, tuple[str, ...]]:
         """Table name -> features that look rows up in it."""
-        shared = {AD_TABLE: self.sequence} if self.sequence else {}
+        shared = {AD_TABLE: self.list_features} if self.sequence else {}
         return {t: ((t,) if t in self.sparse else ()) + shared.get(t, ()) for t in self.tables}
+
+    @property
+    def list_features(self) -> tuple[str, ...]:
+        """Names under which list features reach the model, list by list."""
+        if not self.history_length:
+            return self.sequence
+        return tuple(f"{name}@{j}" for name in self.sequence for j in range(self.history_length))
+
+    @property
+    def keys(self) -> list[str]:
+        """Feature names of a batch's KeyedJaggedTensor: categorical features, then list features."""
+        return [*self.sparse, *self.list_features]
 
     def encode(self, table: pa.Table, file: str | Path | None = None, offset: int = 0) -> Encoded:
         """Encode rows (training, test, or candidates never seen before).
@@ -194,25 +101,29 @@ class FeatureEncoder:
         """
         require_columns(table, self.columns, file)
         n = table.num_rows
-        dense = np.zeros((n, self.dense_width), np.float32)
+        # Feature-major while it is written, a column at a time: the views below have the shapes that are promised.
+        dense, sparse = np.empty((self.dense_width, n), np.float32), np.empty((len(self.sparse), n), np.int32)
         at = 0
         for column in self.dense:
-            dense[:, at : at + column.width] = column.encode(_numbers(table, column.name, file, offset))
+            column.encode_into(read_numbers(table, column.name, file, offset), dense[at : at + column.width])
             at += column.width
-        sparse = np.zeros((n, len(self.sparse)), np.int32)
         content_row, history = np.zeros(n, np.int32), Jagged.empty(n)
         if self.content is not None:
             content_row = self.content.encode(table[AD_TABLE], AD_TABLE, file)
         for i, name in enumerate(self.sparse):
             if name in self.of_content:
-                sparse[:, i] = self.of_content[name][content_row]
+                sparse[i] = self.of_content[name][content_row]
             else:
-                sparse[:, i] = self.tables[name].encode(table[name], name, file)
+                with shifted(offset):
+                    sparse[i] = self.tables[name].encode(table[name], name, file)
         lists = [_list(table, name, file) for name in self.sequence]
-        sequences = [_jagged(c, self.tables[AD_TABLE], s, file) for c, s in zip(lists, self.sequence, strict=True)]
+        with shifted(offset):
+            sequences = [_jagged(c, self.tables[AD_TABLE], s, file)
+                         for c, s in zip(lists, self.sequence, strict=True)]
         if self.content is not None and lists:
             history = _jagged(lists[0], self.content, self.sequence[0], file).without(0)
-        return Encoded(dense, sparse, content_row, tuple(sequences), history)
+        return Encoded(np.ascontiguousarray(dense.T), sparse.T, content_row, tuple(sequences), history,
+                       history_length=self.history_length)
 
     def to_json(self) -> dict[str, Any]:
         """What :meth:`from_json` needs besides the vocabulary table."""
@@ -221,7 +132,8 @@ class FeatureEncoder:
 
         return {"dense": [vars(c) for c in self.dense], "sparse": list(self.sparse), "sequence": list(self.sequence),
                 "tables": {n: spec(v) for n, v in self.tables.items()},
-                "content": None if self.content is None else spec(self.content)}
+                "content": None if self.content is None else spec(self.content),
+                "history_length": self.history_length}
 
     def vocabulary_table(self) -> pa.Table:
         """The listed values of all tables: (table, value, row)."""
@@ -237,7 +149,101 @@ class FeatureEncoder:
         found = vocabulary.from_table(table, specs, file)
         content = found.pop(CONTENT_TABLE) if value["content"] is not None else None
         return FeatureEncoder(tuple(DenseColumn(**c) for c in value["dense"]), tuple(value["sparse"]),
-                              tuple(value["sequence"]), found, content, of_content or {})
+                              tuple(value["sequence"]), found, content, of_content or {},
+                              value.get("history_length", 0))
+
+
+class Fit:
+    """One pass over training rows, in any number of tables, to a :class:`FeatureEncoder`.
+
+    Args:
+        dense, sparse, sequence: feature columns.
+        min_count: values seen less often go to the out-of-vocabulary row.
+        hash_buckets: a feature with more kept values than this is hashed to so many rows.
+        id_rows: those of ``sparse`` that hold rows of their own table -> its number of rows; they are not counted here
+            and need not be columns of the tables.
+        content_ids: ads that have a content vector, in the order of the content matrix's rows 1, 2, ...
+        content_values: further categorical features by name, string [len(content_ids)]: the value of each such ad.
+        history_length: see :class:`FeatureEncoder`.
+        file: named in errors.
+
+    Raises:
+        InputError: names that clash.
+    """
+
+    def __init__(self, *, dense: Iterable[str], sparse: Iterable[str], sequence: Iterable[str], min_count: int,
+                 hash_buckets: int, id_rows: Mapping[str, int] | None = None, content_ids: list[str] | None = None,
+                 content_values: Mapping[str, pa.Array] | None = None, history_length: int = 0,
+                 file: str | Path | None = None) -> None:
+        self._dense, self._sparse, self._sequence = tuple(dense), tuple(sparse), tuple(sequence)
+        self._ids, self._values, self._file = dict(id_rows or {}), dict(content_values or {}), file
+        self._limits = (min_count, hash_buckets)
+        self._history_length = history_length if self._sequence else 0
+        if taken := sorted(self._values.keys() & {*self._dense, *self._sparse, *self._sequence}):
+            raise InputError("a feature column has the name of a semantic id", file=file, column=taken[0],
+                             expected="another name")
+        if stray := sorted(self._ids.keys() - set(self._sparse)):
+            raise InputError("id_rows of a column that is no sparse feature", file=file, column=stray[0],
+                             got=list(self._sparse), expected="a sparse feature")
+        self._content = None
+        if content_ids is not None:
+            self._content = Vocabulary(CONTENT_TABLE, "vocabulary", len(content_ids) + 1,
+                                       pa.array(content_ids, pa.string()))
+        self._counted = [n for n in self._sparse if n not in self._ids]
+        names = [*self._counted, *self._values]
+        if self._sequence and AD_TABLE not in self._sparse:
+            names.append(AD_TABLE)
+        self._counters, self._statistics = {n: Counter() for n in names}, {n: DenseStatistics() for n in self._dense}
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns that :meth:`add` needs."""
+        names = [*self._dense, *self._counted, *self._sequence]
+        return list(dict.fromkeys([*names, AD_TABLE] if self._content is not None and self._values else names))
+
+    def add(self, table: pa.Table, offset: int = 0) -> None:
+        """Add rows; ``offset`` is the number of the first within the file.
+
+        Raises:
+            InputError: a missing column, one of the wrong type, or an infinite number.
+        """
+        require_columns(table, self.columns, self._file)
+        for name in self._dense:
+            self._statistics[name].add(read_numbers(table, name, self._file, offset))
+        for name in self._counted:
+            self._counters[name].add(table[name], name, self._file)
+        for name in self._sequence:
+            if AD_TABLE not in self._ids:
+                self._counters[AD_TABLE].add(pc.list_flatten(_list(table, name, self._file)), name, self._file)
+        if self._content is not None and self._values:
+            rows = self._content.encode(table[AD_TABLE], AD_TABLE, self._file)
+            for name, column in self._values.items():
+                self._counters[name].add(column.take(pa.array(rows[rows > 0] - 1)), name, self._file)
+
+    def encoder(self) -> FeatureEncoder:
+        """What the rows so far make."""
+        found = {n: c.vocabulary(n, *self._limits) for n, c in self._counters.items()}
+        # Tables in the order of the features, whatever their kind.
+        tables = {n: Vocabulary(n, "identity", self._ids[n]) if n in self._ids else found[n]
+                  for n in dict.fromkeys([*self._sparse, *found])}
+        # Row 0 is the ad without content: no value.
+        of_content = {n: np.append(np.int32(0), tables[n].encode(v, n, self._file)) for n, v in self._values.items()}
+        return FeatureEncoder(tuple(self._statistics[n].column(n) for n in self._dense),
+                              (*self._sparse, *self._values), self._sequence, tables, self._content, of_content,
+                              self._history_length)
+
+
+@contextmanager
+def shifted(rows: int | np.ndarray) -> Iterator[None]:
+    """Raise an InputError again with the row of the file: so many further on, or that of ``rows[error.row]``."""
+    try:
+        yield
+    except InputError as error:
+        if error.row is None:
+            raise
+        row = int(rows[error.row]) if isinstance(rows, np.ndarray) else error.row + rows
+        raise InputError(error.message, file=error.file, column=error.column, row=row, got=error.got,
+                         expected=error.expected) from None
 
 
 def require_columns(table: pa.Table, names: Iterable[str], file: str | Path | None = None) -> None:
@@ -264,4 +270,6 @@ def _list(table: pa.Table, name: str, file: str | Path | None) -> pa.Array:
 
 def _jagged(column: pa.Array, table: Vocabulary, name: str, file: str | Path | None) -> Jagged:
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
-    return Jagged(table.encode(pc.list_flatten(column), name, file), np.concatenate([[0], np.cumsum(lengths)]))
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    with shifted(np.repeat(np.arange(len(lengths)), lengths)):  # an error names the list, not the item
+        return Jagged(table.encode(pc.list_flatten(column), name, file), offsets)

@@ -16,20 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.errors import InputError
+from recsys.features.integers import BYTE_CODES, PRIME, IntegerIndex, finish_hash, hash_integers, plain_integers
 
 OUT_OF_VOCABULARY = 0
-_SEED = 0x9E3779B97F4A7C15
-
-
-def _splitmix64(x: np.ndarray) -> np.ndarray:
-    # Finaliser of SplitMix64 (Steele, Lea, Flood 2014); uint64 arithmetic wraps.
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-_BYTE_CODES = _splitmix64((np.arange(1, 257, dtype=np.uint64)) * np.uint64(_SEED))
-
 
 def stable_hash(values: pa.Array) -> np.ndarray:
     """Hash strings, the same on every machine and in every run.
@@ -49,16 +38,16 @@ def stable_hash(values: pa.Array) -> np.ndarray:
     lengths = np.diff(offsets)
     data = binary.buffers()[2]
     text = np.zeros(0, np.uint8) if data is None else np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]]
-    codes = _BYTE_CODES[text]
+    codes = BYTE_CODES[text]
     starts = offsets[:-1] - offsets[0]
-    powers = np.full(max(int(lengths.max()), 1), np.uint64(0x100000001B3), np.uint64)
+    powers = np.full(max(int(lengths.max()), 1), np.uint64(PRIME), np.uint64)
     powers[0] = 1
     powers = np.cumprod(powers, dtype=np.uint64)
     terms = codes * powers[np.arange(len(codes)) - np.repeat(starts, lengths)]
     # reduceat gives the element itself for an empty slice, and does not take a start at the very end.
     sums = np.add.reduceat(np.append(terms, np.uint64(0)), starts)
     sums[lengths == 0] = 0
-    return _splitmix64(sums + lengths.astype(np.uint64) * np.uint64(_SEED))
+    return finish_hash(sums, lengths.astype(np.uint64))
 
 
 def as_strings(column: pa.Array, name: str, file: str | Path | None = None) -> pa.Array:
@@ -83,10 +72,20 @@ def as_strings(column: pa.Array, name: str, file: str | Path | None = None) -> p
     return pc.fill_null(column.cast(pa.string()), "")
 
 
+def merged(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """One array of a column's chunks."""
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    if pa.types.is_dictionary(column.type):
+        column = column.unify_dictionaries()
+    return column.combine_chunks()
+
+
 def flatten(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     """One plain (not chunked, not dictionary-encoded) array of a column."""
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    column = merged(column)
     return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
@@ -96,19 +95,34 @@ class Vocabulary:
 
     Args:
         name: table name.
-        kind: ``vocabulary`` (listed values, row i + 1 for ``values[i]``) or ``hash``.
+        kind: ``vocabulary`` (listed values, row i + 1 for ``values[i]``), ``hash``, or ``identity`` (the values are
+            rows; there is no out-of-vocabulary row).
         rows: rows of the table, row 0 included.
-        values: the listed values, most frequent first; empty for ``hash``.
+        values: the listed values, most frequent first; empty but for ``vocabulary``.
     """
 
     name: str
-    kind: Literal["vocabulary", "hash"]
+    kind: Literal["vocabulary", "hash", "identity"]
     rows: int
     values: pa.Array = field(repr=False, compare=False, default_factory=lambda: pa.array([], pa.string()))
 
     @cached_property
     def _index(self) -> dict[str, int]:
         return {value: row for row, value in enumerate(self.values.to_pylist(), 1)}
+
+    @cached_property
+    def _integers(self) -> IntegerIndex:
+        return IntegerIndex.of(self.values)
+
+    def _integer_rows(self, values: np.ndarray, missing: np.ndarray | None) -> np.ndarray:
+        if self.kind == "hash":
+            hashes, buckets = hash_integers(values), np.uint64(self.rows - 1)
+            rows = (hashes % buckets).astype(np.int32) + np.int32(1)
+        else:
+            rows = self._integers.find(values)
+        if missing is not None:
+            rows[missing] = OUT_OF_VOCABULARY
+        return rows
 
     def _unique_rows(self, values: pa.Array) -> np.ndarray:
         if self.kind == "hash":
@@ -131,13 +145,47 @@ class Vocabulary:
 
         Returns:
             int32 [n], each in [0, rows).
+
+        Raises:
+            InputError: a column of another type; ``identity``: a null or an integer outside [0, rows), with its row.
         """
-        flat = flatten(column)
-        if len(flat) == 0:
+        if self.kind == "identity":
+            return identity_rows(flatten(column), self.rows, name, file)
+        raw = merged(column)
+        if len(raw) == 0:
             return np.zeros(0, np.int32)
-        coded = flat.dictionary_encode(null_encoding="encode")
-        rows = self._unique_rows(as_strings(coded.dictionary, name, file))
-        return check_rows(rows[coded.indices.to_numpy(zero_copy_only=False)], self.rows, name, file)
+        if (found := plain_integers(raw)) is not None:
+            return self._integer_rows(*found)
+        coded = raw if pa.types.is_dictionary(raw.type) and not raw.dictionary.null_count \
+            else flatten(raw).dictionary_encode()
+        rows = np.append(self._unique_rows(as_strings(coded.dictionary, name, file)), np.int32(OUT_OF_VOCABULARY))
+        indices = coded.indices
+        if indices.null_count:  # a null is the value missing, the row behind the last
+            indices = indices.cast(pa.int64()).fill_null(len(rows) - 1)
+        return check_rows(rows.take(indices.to_numpy(zero_copy_only=False)), self.rows, name, file)
+
+
+def identity_rows(column: pa.Array, rows: int, name: str, file: str | Path | None = None) -> np.ndarray:
+    """Integers in [0, rows) as they are, int32 [n].
+
+    Raises:
+        InputError: a type that holds no integers; the first null or value out of range, with its row.
+    """
+    expected = f"an integer in [0, {rows})"
+    if not pa.types.is_integer(column.type):
+        try:
+            column = column.cast(pa.int64())
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            raise InputError("wrong type", file=file, column=name, got=str(column.type),
+                             expected=f"{expected} in every row") from None
+    if column.null_count:
+        raise InputError("null id", file=file, column=name, row=pc.index(pc.is_null(column), True).as_py(), got="null",
+                         expected=expected)
+    values = column.to_numpy(zero_copy_only=False)
+    if len(values) and (values.min() < 0 or values.max() >= rows):
+        at = int(np.flatnonzero((values < 0) | (values >= rows))[0])
+        raise InputError("id out of range", file=file, column=name, row=at, got=int(values[at]), expected=expected)
+    return np.asarray(values.astype(np.int32))
 
 
 def check_rows(rows: np.ndarray, limit: int, name: str, file: str | Path | None = None, offset: int = 0) -> np.ndarray:

@@ -24,7 +24,7 @@ class Scorer:
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        self._keys = [*bundle.encoder.sparse, *bundle.encoder.sequence]
+        self._keys = bundle.encoder.keys
 
     @classmethod
     def load(cls, model_dir: str | Path, device: str = "auto") -> Scorer:

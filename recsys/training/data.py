@@ -1,24 +1,185 @@
-"""A split dataset to encoded, labelled rows; the validation slice is cut from the training part."""
+"""A split dataset to streams of encoded, labelled rows; the validation slice is cut from the training part.
+
+Nothing as long as the data is kept, in memory or on disk: the training rows are read once to fit the encoder, and
+again in every epoch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from recsys.config import ModelConfig
-from recsys.contracts import iter_parquet
+from recsys.config import ModelConfig, TrainingConfig
+from recsys.contracts import SURFACES, iter_parquet, open_parquet
 from recsys.datasets.info import DatasetInfo, Label, load_dataset_info
 from recsys.errors import InputError
-from recsys.features.encoded import Encoded, write_encoded
-from recsys.features.encoders import AD_TABLE, FeatureEncoder, require_columns
-from recsys.features.vocabulary import as_strings, flatten, stable_hash
+from recsys.features.batches import Prefetch
+from recsys.features.encoded import Encoded
+from recsys.features.encoders import AD_TABLE, FeatureEncoder, Fit, require_columns, shifted
+from recsys.features.integers import hash_integers, plain_integers
+from recsys.features.vocabulary import as_strings, flatten, merged, stable_hash
+from recsys.storage import join
+from recsys.training.labels import GROUPS, IDENTITY, read_counts, read_labels, sampling_mask, validation_mask
 
-_GROUPS = ("group_id", "request_id")
+KEPT_ROWS = 1 << 18
+"""A source of at most so many rows is encoded once and kept; a larger one is read anew in every epoch."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which rows of a file count.
+
+    Attributes:
+        part: all, those outside the validation slice, or those in it.
+        validation_share: what the slice is cut by.
+        negative_keep: share of the success-free rows that are kept (of ``training`` only).
+    """
+
+    part: Literal["all", "training", "validation"] = "all"
+    validation_share: float = 0.0
+    negative_keep: float = 1.0
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that :meth:`mask` reads, where the file has them."""
+        if self.part == "all":
+            return ()
+        return (*(GROUPS if self.validation_share > 0 else ()),
+                *((IDENTITY,) if self.part == "training" and self.negative_keep < 1 else ()))
+
+    def mask(self, table: pa.Table, successes: np.ndarray, offset: int) -> np.ndarray:
+        """True for the rows that count; ``offset`` is the number of the table's first row within the file."""
+        if self.part == "all":
+            return np.ones(table.num_rows, bool)
+        held_out = validation_mask(table, self.validation_share)
+        if self.part == "validation":
+            return held_out
+        return ~held_out & sampling_mask(table, successes, self.negative_keep, offset)
+
+
+@dataclass(frozen=True)
+class ParquetSource:
+    """Rows of a Parquet file, by row group.
+
+    Attributes:
+        file: path or address.
+        encoder: of the features.
+        labels: one a head.
+        selection: which rows count.
+        groups: int64 [G], the file's row groups that are part of this source.
+        counts: int64 [G], rows of each that count.
+        people: also give each row's user and surface, where the file has them.
+    """
+
+    file: str | Path
+    encoder: FeatureEncoder
+    labels: tuple[Label, ...]
+    selection: Selection
+    groups: np.ndarray
+    counts: np.ndarray
+    people: bool = False
+    _kept: dict[int, Encoded] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def rows(self) -> int:
+        """Rows that count."""
+        return int(self.counts.sum())
+
+    @cached_property
+    def _open(self) -> _Reader:
+        wanted = [*self.encoder.columns, *label_columns(self.labels), "weight", *self.selection.columns]
+        return _Reader(self.file, [*wanted, "user_id", "surface"] if self.people else wanted)
+
+    def read(self, group: int) -> Encoded:
+        """Rows that count of the ``group``-th row group of this source, encoded and labelled.
+
+        Raises:
+            InputError: a damaged file, a bad value, an id out of range; with the row's number within the file.
+        """
+        if group in self._kept:
+            return self._kept[group]
+        table, offset = self._open.read(int(self.groups[group]))
+        encoded = self._encode(table, offset)
+        if self.rows <= KEPT_ROWS:
+            self._kept[group] = encoded
+        return encoded
+
+    def _encode(self, table: pa.Table, offset: int) -> Encoded:
+        trials, successes = read_labels(table, self.labels, self.file, offset)
+        mask = self.selection.mask(table, successes, offset)
+        if not mask.all():
+            table, trials, successes = table.filter(pa.array(mask)), trials[mask], successes[mask]
+        weight = user = surface = None
+        if "weight" in table.column_names:
+            weight = np.nan_to_num(read_counts(table, "weight", self.file), nan=1.0).astype(np.float32)
+        if self.people:
+            user = user_hashes(table, self.file) if "user_id" in table.column_names else None
+            surface = surface_codes(table) if "surface" in table.column_names else None
+        with shifted(np.flatnonzero(mask) + offset):
+            encoded = self.encoder.encode(table, self.file)
+        return replace(encoded, trials=trials, successes=successes, weight=weight, user=user, surface=surface)
+
+    def sample(self, rows: int) -> ParquetSource:
+        """About so many of the rows: whole row groups, evenly spaced; itself where it has no more."""
+        if self.rows <= rows:
+            return self
+        wanted = max(int(len(self.counts) * rows / self.rows), 1)
+        chosen = np.unique(np.linspace(0, len(self.counts) - 1, wanted).round().astype(np.int64))
+        return replace(self, groups=self.groups[chosen], counts=self.counts[chosen], _kept={})
+
+
+class _Reader:
+    """A Parquet file that gives some columns of one row group at a time."""
+
+    def __init__(self, file: str | Path, columns: list[str]) -> None:
+        self._name, self._file = file, open_parquet(file)
+        self.schema: pa.Schema = self._file.schema_arrow
+        self.columns = [n for n in dict.fromkeys(columns) if n in self.schema.names]
+        metadata: pq.FileMetaData = self._file.metadata
+        self.metadata = metadata
+        rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        self.offsets = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
+
+    def read(self, group: int) -> tuple[pa.Table, int]:
+        """The row group, and the number of its first row."""
+        try:
+            return self._file.read_row_group(group, self.columns), int(self.offsets[group])
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError("damaged Parquet file", file=self._name, got=str(error).splitlines()[0],
+                             expected="a complete Parquet file") from None
+
+    def __iter__(self) -> Iterator[tuple[pa.Table, int]]:
+        return (self.read(g) for g in range(len(self.offsets) - 1))
+
+
+def label_columns(labels: tuple[Label, ...]) -> list[str]:
+    """Columns that the labels stand in."""
+    return [str(c) for label in labels for c in (label.column, label.trials, label.successes) if c]
+
+
+def user_hashes(table: pa.Table, file: str | Path) -> np.ndarray:
+    """Stable hash of ``user_id``, int64 [n]; integers hash as their decimal text."""
+    column = merged(table["user_id"])
+    found = plain_integers(column)
+    if found is not None and found[1] is None:
+        return hash_integers(found[0]).view(np.int64)
+    coded = flatten(column).dictionary_encode(null_encoding="encode")
+    hashes = stable_hash(as_strings(coded.dictionary, "user_id", file)).view(np.int64)
+    return hashes.take(coded.indices.to_numpy(zero_copy_only=False))
+
+
+def surface_codes(table: pa.Table) -> np.ndarray:
+    """Place of ``surface`` in :data:`recsys.contracts.SURFACES`, int8 [n]; -1 where it is none of them."""
+    found = pc.index_in(flatten(table["surface"]).cast(pa.string()), value_set=pa.array(SURFACES))
+    return np.asarray(pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int8))
 
 
 @dataclass(frozen=True)
@@ -27,149 +188,135 @@ class TrainingData:
 
     Attributes:
         encoder: fitted on the training rows.
-        train: all rows of train.parquet; test: all of test.parquet, None where it is withheld.
-        training_rows, validation_rows: int64 row numbers of ``train``.
-        base_rates: successes / trials of each head over the training rows.
+        train, validation, test: the rows that train, the slice held out of the training part, and the test part (None
+            where it is withheld).
+        base_rates: successes / trials of each head over the rows that train.
     """
 
     encoder: FeatureEncoder
-    train: Encoded
-    test: Encoded | None
-    training_rows: np.ndarray
-    validation_rows: np.ndarray
+    train: ParquetSource
+    validation: ParquetSource | None
+    test: ParquetSource | None
     base_rates: tuple[float, ...]
 
     @property
     def keys(self) -> list[str]:
         """Feature names of the batches' KeyedJaggedTensor."""
-        return [*self.encoder.sparse, *self.encoder.sequence]
+        return self.encoder.keys
 
 
-def validation_mask(table: pa.Table, share: float) -> np.ndarray:
-    """True for rows whose group (group_id, or else request_id) hashes into the validation share.
-
-    Whole groups go to one side, and the same group always to the same side, whatever the seed.
-    """
-    if share <= 0:
-        return np.zeros(table.num_rows, bool)
-    ids = [as_strings(flatten(table[n]), n) for n in _GROUPS if n in table.column_names]
-    if not ids:
-        raise InputError("missing column", column=_GROUPS[1], got=sorted(table.column_names),
-                         expected="a group to cut the validation slice by")
-    group = ids[0] if len(ids) == 1 else pc.if_else(pc.equal(ids[0], ""), ids[1], ids[0])
-    salted = pc.binary_join_element_wise("validation", group, ":")
-    return np.asarray(stable_hash(salted) < np.uint64(share * 2**64))
-
-
-def read_labels(table: pa.Table, labels: list[Label], file: Path, offset: int) -> tuple[np.ndarray, np.ndarray]:
-    """Trials and successes, float32 [n, heads]; a null label is no trial.
-
-    Raises:
-        InputError: a missing column, a label that is not 0 or 1, more successes than trials.
-    """
-    trials = np.zeros((table.num_rows, len(labels)), np.float32)
-    successes = np.zeros_like(trials)
-    for head, label in enumerate(labels):
-        if label.kind == "binary":
-            require_columns(table, [str(label.column)], file)
-            value = _counts(table, str(label.column), file)
-            trials[:, head] = ~np.isnan(value)
-            successes[:, head] = np.nan_to_num(value)
-            bad, blame = (successes[:, head] != 0) & (successes[:, head] != 1), label.column
-        else:
-            require_columns(table, [str(label.trials), str(label.successes)], file)
-            trials[:, head] = np.nan_to_num(_counts(table, str(label.trials), file))
-            successes[:, head] = np.nan_to_num(_counts(table, str(label.successes), file))
-            bad, blame = (successes[:, head] > trials[:, head]) | (successes[:, head] < 0), label.successes
-        if bad.any():
-            at = int(np.flatnonzero(bad)[0])
-            raise InputError("value not allowed", file=file, column=blame, row=at + offset,
-                             got=float(successes[at, head]), expected="0 or 1" if label.kind == "binary"
-                             else f"between 0 and the row's trials ({trials[at, head]:.0f})")
-    return trials, successes
-
-
-def _counts(table: pa.Table, name: str, file: Path) -> np.ndarray:
-    try:
-        column = flatten(table[name]).cast(pa.float64())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        raise InputError("wrong type", file=file, column=name, got=str(table[name].type),
-                         expected="a numeric label") from None
-    return np.asarray(column.to_numpy(zero_copy_only=False))
-
-
-def load_training_data(split_dir: Path, model: ModelConfig, validation_share: float, scratch: Path,
+def load_training_data(split_dir: str | Path, model: ModelConfig, training: TrainingConfig,
                        content_ids: list[str] | None = None,
                        content_values: Mapping[str, pa.Array] | None = None, test: bool = True) -> TrainingData:
-    """Fit the encoder on the training rows and encode both parts into ``scratch``.
+    """Fit the encoder in one pass over the training rows, and look both parts over before anything is trained.
 
     Args:
-        split_dir: holds train.parquet, test.parquet, dataset.json.
+        split_dir: path or address of a folder with train.parquet, test.parquet and dataset.json.
         model: feature settings and heads.
-        validation_share: share of the training part that is kept out of training.
-        scratch: folder for the encoded arrays.
+        training: ``validation_share`` and ``negative_keep``.
         content_ids: ads with a content vector, in the order of the content matrix from row 1.
         content_values: sparse features that follow from an ad's content, aligned to ``content_ids``.
         test: False: test.parquet is not opened, and need not be there.
 
     Raises:
-        InputError: missing files or columns, wrong types, bad labels, no rows.
+        InputError: missing files or columns, wrong types, bad labels, ids out of range, no rows.
     """
     info = load_dataset_info(split_dir)
-    labels = [_label(info, head, split_dir) for head in model.heads]
-    columns = dict.fromkeys([*info.dense, *info.sparse, *info.sequence, *_GROUPS, AD_TABLE, "weight"])
-    for label in labels:
-        columns |= dict.fromkeys(str(c) for c in (label.column, label.trials, label.successes) if c)
-    paths = {part: split_dir / f"{part}.parquet" for part in (("train", "test") if test else ("train",))}
-    masks: list[np.ndarray] = []
-
-    def training_rows() -> Iterator[pa.Table]:
-        for table in iter_parquet(paths["train"], columns=list(columns)):
-            masks.append(validation_mask(table, validation_share))
-            yield table.filter(pa.array(~masks[-1]))
-
-    encoder = FeatureEncoder.fit(
-        training_rows(), dense=info.dense, sparse=info.sparse, sequence=info.sequence, min_count=model.min_count,
-        hash_buckets=model.hash_buckets, content_ids=content_ids, content_values=content_values,
-        file=paths["train"])
-    encoded = {p: write_encoded(_encode(path, encoder, labels, list(columns)), scratch / p)
-               for p, path in paths.items()}
-    train, mask = encoded["train"], np.concatenate(masks)
-    rows = np.flatnonzero(~mask)
-    assert train.trials is not None
-    assert train.successes is not None
-    trials, successes = train.trials[rows].sum(0, np.float64), train.successes[rows].sum(0, np.float64)
-    if not len(rows) or (trials <= 0).any():
-        raise InputError("no labelled training rows", file=paths["train"], got=f"{len(rows)} rows",
+    labels = tuple(_label(info, head, split_dir) for head in model.heads)
+    files = {part: join(split_dir, f"{part}.parquet") for part in ("train", "test")}
+    train, held_out = (Selection(part, training.validation_share, training.negative_keep)
+                       for part in ("training", "validation"))
+    fit = Fit(dense=info.dense, sparse=info.sparse, sequence=info.sequence, id_rows=info.id_rows,
+              min_count=model.min_count, hash_buckets=model.hash_buckets, content_ids=content_ids,
+              content_values=content_values, file=files["train"],
+              history_length=model.history_length if model.history == "attention" else 0)
+    sums = np.zeros((2, len(labels)))
+    counts: dict[str, list[int]] = {"train": [], "validation": []}
+    reader = _Reader(files["train"], [*fit.columns, *label_columns(labels), *train.columns])
+    with Prefetch(reader.__iter__, 1, "fit") as tables:
+        for table, offset in tables:
+            trials, successes = read_labels(table, labels, files["train"], offset)
+            mask = train.mask(table, successes, offset)
+            counts["train"].append(int(mask.sum()))
+            counts["validation"].append(int(held_out.mask(table, successes, offset).sum())
+                                        if training.validation_share else 0)
+            with shifted(np.flatnonzero(mask) + offset):
+                fit.add(table if mask.all() else table.filter(pa.array(mask)))
+            sums += trials[mask].sum(0, np.float64), successes[mask].sum(0, np.float64)
+    if not sum(counts["train"]) or (sums[0] <= 0).any():
+        raise InputError("no labelled training rows", file=files["train"], got=f"{sum(counts['train'])} rows",
                          expected="rows with a label, besides the validation slice")
-    return TrainingData(encoder, train, encoded.get("test"), rows, np.flatnonzero(mask),
-                        tuple(float(r) for r in successes / trials))
+    encoder = fit.encoder()
+    look_over(files["train"], encoder, labels, with_values=False)
+
+    def source(part: str, selection: Selection, found: list[int]) -> ParquetSource:
+        return ParquetSource(files[part], encoder, labels, selection, np.arange(len(found)),
+                             np.array(found, np.int64), people=selection.part != "training")
+
+    tested = None
+    if test:
+        look_over(files["test"], encoder, labels, with_values=True)
+        tested = source("test", Selection(), np.diff(_Reader(files["test"], []).offsets).tolist())
+    return TrainingData(encoder, source("train", train, counts["train"]),
+                        source("train", held_out, counts["validation"]) if sum(counts["validation"]) else None,
+                        tested, tuple(float(r) for r in sums[1] / sums[0]))
 
 
-def _label(info: DatasetInfo, head: str, split_dir: Path) -> Label:
+def look_over(file: str | Path, encoder: FeatureEncoder, labels: tuple[Label, ...], with_values: bool) -> None:
+    """Refuse what encoding would refuse, before hours are spent on training.
+
+    Ids that are rows (and, ``with_values``, labels and numbers) are checked in every row group: by its statistics
+    where it has them and they are good, else by reading those columns.
+
+    Raises:
+        InputError: as of :meth:`FeatureEncoder.encode` and of reading labels.
+    """
+    ids = {n: encoder.tables[n].rows for n in encoder.sparse
+           if n not in encoder.of_content and encoder.tables[n].kind == "identity"}
+    numbers = [c.name for c in encoder.dense] if with_values else []
+    reader = _Reader(file, [*ids, *numbers])
+    if len(reader.offsets) == 1 or reader.offsets[-1] == 0:
+        raise InputError("no rows", file=file, got="0 rows", expected="at least one row")
+    nothing = reader.schema.empty_table()
+    encoder.encode(nothing, file)  # columns and types
+    first = reader.metadata.row_group(0)
+    places = {first.column(i).path_in_schema: i for i in range(first.num_columns)}
+    part = FeatureEncoder(tuple(c for c in encoder.dense if c.name in numbers), tuple(ids), (),
+                          {n: encoder.tables[n] for n in ids})
+    for group in range(len(reader.offsets) - 1):
+        if not all(_within(reader, group, places.get(n), (0, rows - 1)) for n, rows in ids.items()) \
+                or not all(_within(reader, group, places.get(n), None) for n in numbers):
+            table, offset = reader.read(group)
+            part.encode(table, file, offset)
+    if with_values:
+        for table, offset in _Reader(file, label_columns(labels)):
+            read_labels(table, labels, file, offset)
+
+
+def _within(reader: _Reader, group: int, place: int | None, limits: tuple[float, float] | None) -> bool:
+    """Whether statistics prove a row group's column good: integers within limits and no null, or numbers all finite."""
+    if place is None:
+        return False
+    found = reader.metadata.row_group(group).column(place).statistics
+    if found is None or not found.has_min_max:
+        return False
+    if limits is None:
+        return bool(np.isfinite(float(found.min)) and np.isfinite(float(found.max)))
+    whole = isinstance(found.min, int) and found.has_null_count and found.null_count == 0
+    return bool(whole and limits[0] <= found.min and found.max <= limits[1])
+
+
+def _label(info: DatasetInfo, head: str, split_dir: str | Path) -> Label:
     if head not in info.label:
-        raise InputError("no label for this head", file=split_dir / "dataset.json", column=f"label.{head}",
+        raise InputError("no label for this head", file=join(split_dir, "dataset.json"), column=f"label.{head}",
                          got=sorted(info.label), expected=head)
     return info.label[head]
 
 
-def _encode(path: Path, encoder: FeatureEncoder, labels: list[Label], columns: list[str]) -> Iterator[Encoded]:
-    offset = 0
-    for table in iter_parquet(path, columns=columns):
-        trials, successes = read_labels(table, labels, path, offset)
-        weight = None
-        if "weight" in table.column_names:
-            weight = np.nan_to_num(_counts(table, "weight", path), nan=1.0).astype(np.float32)
-        yield replace(encoder.encode(table, path, offset), trials=trials, successes=successes, weight=weight)
-        offset += table.num_rows
-    if offset == 0:
-        raise InputError("no rows", file=path, got="0 rows", expected="at least one row")
-
-
-def training_ad_ids(split_dir: Path) -> set[str]:
+def training_ad_ids(split_dir: str | Path) -> set[str]:
     """Ads shown in the training part: those that a content transform may be fitted on."""
     found: set[str] = set()
-    path = split_dir / "train.parquet"
+    path = join(split_dir, "train.parquet")
     for table in iter_parquet(path, columns=[AD_TABLE]):
         require_columns(table, [AD_TABLE], path)
         found.update(pc.unique(as_strings(flatten(table[AD_TABLE]), AD_TABLE, path)).to_pylist())

@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from recsys.config import TrainingConfig
 from recsys.errors import RecsysError
-from recsys.features.batches import Batch, BatchLoader
+from recsys.features.batches import Batch
+from recsys.features.stream import StreamLoader
 from recsys.log import log
 from recsys.models.ranker import Ranker
 from recsys.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
@@ -41,7 +42,7 @@ def make_optimizer(model: Ranker, config: TrainingConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.dense_lr, fused=True)
 
 
-def evaluate(models: Sequence[Ranker], loader: BatchLoader, device: torch.device) -> list[dict[str, Any]]:
+def evaluate(models: Sequence[Ranker], loader: StreamLoader, device: torch.device) -> list[dict[str, Any]]:
     """Metrics of the models' mean probability, one dict a head.
 
     Args:
@@ -71,7 +72,7 @@ def mean_logits(models: Sequence[Ranker], batch: Batch) -> np.ndarray:
     return np.asarray(np.logaddexp.reduce(-np.logaddexp(0, -z)) - np.logaddexp.reduce(-np.logaddexp(0, z)))
 
 
-def train_member(model: Ranker, loader: BatchLoader, validation: BatchLoader | None, config: TrainingConfig,
+def train_member(model: Ranker, loader: StreamLoader, validation: StreamLoader | None, config: TrainingConfig,
                  checkpoint: Path, journal: Journal, member: int = 0) -> TrainState:
     """Train one ranker to the end, from its checkpoint where there is one.
 
@@ -122,7 +123,7 @@ def train_member(model: Ranker, loader: BatchLoader, validation: BatchLoader | N
     return state
 
 
-def _train_epoch(model: Ranker, optimizer: torch.optim.Optimizer, loader: BatchLoader, state: TrainState,
+def _train_epoch(model: Ranker, optimizer: torch.optim.Optimizer, loader: StreamLoader, state: TrainState,
                  config: TrainingConfig, journal: Journal, save: Callable[[], None]) -> None:
     device = next(model.parameters()).device
     embeddings = model.embeddings

@@ -15,13 +15,14 @@ from recsys.config import ModelConfig, TrainingConfig
 from recsys.content.device import device_name, matmul_ceiling
 from recsys.content.semantic_ids import ResidualQuantiser, prefix_features
 from recsys.errors import InputError
-from recsys.features.batches import BatchLoader
+from recsys.features.stream import StreamLoader
 from recsys.log import log
 from recsys.models.build import KINDS, build_model
 from recsys.models.bundle import pick_device, save_bundle
 from recsys.models.embeddings import SparseOptions
 from recsys.models.ranker import Ranker
 from recsys.stage import Stage, run_stage, sha256_bytes, write_json
+from recsys.storage import as_location, join
 from recsys.training.content import content_matrix
 from recsys.training.data import TrainingData, load_training_data, training_ad_ids
 from recsys.training.journal import Journal, Watch
@@ -37,7 +38,7 @@ _TRAIN_METRIC_ROWS = 1 << 17
 _USAGE = 2  # form of the usage row; models whose row is of an older form are trained again
 
 
-def train_model(split_dir: Path, model: ModelConfig, training: TrainingConfig, out: Path, *, seed: int = 0,
+def train_model(split_dir: str | Path, model: ModelConfig, training: TrainingConfig, out: Path, *, seed: int = 0,
                 content: Content | None = None, semantic: Semantic | None = None, device: str = "auto",
                 name: str = "model", test: bool = True, watch: Watch | None = None) -> dict[str, Any]:
     """Train a ranker and write its model folder; run again with the same inputs it does nothing.
@@ -46,7 +47,7 @@ def train_model(split_dir: Path, model: ModelConfig, training: TrainingConfig, o
     would have had.
 
     Args:
-        split_dir: train.parquet, test.parquet and dataset.json.
+        split_dir: path, or s3://, gs:// or abfs:// address, of train.parquet, test.parquet and dataset.json.
         model, training: the experiment file's sections.
         out: the model folder.
         seed: same seed, same device, same number of threads: same metrics.
@@ -69,13 +70,13 @@ def train_model(split_dir: Path, model: ModelConfig, training: TrainingConfig, o
     if model.kind not in KINDS:
         raise InputError("this trainer trains rankers of impressions", column="model.kind", got=model.kind,
                          expected=" or ".join(KINDS))
-    split_dir, out, at = Path(split_dir), Path(out), pick_device(device)
+    split_dir, out, at = as_location(split_dir), Path(out), pick_device(device)
     config = {"model": model.model_dump(mode="json"), "training": training.model_dump(mode="json"), "seed": seed,
               "name": name, "device": at.type, "torch": torch.__version__, "usage": _USAGE,
               "content": None if content is None else _hash(content),
               "semantic_ids": None if semantic is None else sha256_bytes(
                   np.ascontiguousarray(semantic[1]).tobytes() + semantic[0].codebooks.tobytes())}
-    inputs = {f: split_dir / f for f in ("train.parquet", *(["test.parquet"] if test else []), "dataset.json")}
+    inputs = {f: join(split_dir, f) for f in ("train.parquet", *(["test.parquet"] if test else []), "dataset.json")}
 
     def build(stage: Stage) -> None:
         _train(stage, split_dir, model, training, seed, content, semantic, at, name, test, watch)
@@ -89,24 +90,22 @@ def _hash(content: Content) -> str:
     return sha256_bytes("\0".join(ids).encode() + np.ascontiguousarray(vectors).tobytes())
 
 
-def _train(stage: Stage, split_dir: Path, model: ModelConfig, training: TrainingConfig, seed: int,
+def _train(stage: Stage, split_dir: str | Path, model: ModelConfig, training: TrainingConfig, seed: int,
            content: Content | None, semantic: Semantic | None, device: torch.device, name: str, test: bool,
            watch: Watch | None) -> None:
     started = time.perf_counter()
     matrix = transform = None
     if content is not None:
         matrix, transform = content_matrix(*content, training_ad_ids(split_dir), model.content_dim)
-    data = load_training_data(split_dir, model, training.validation_share, stage.folder / "encoded",
-                              None if content is None else content[0],
+    data = load_training_data(split_dir, model, training, None if content is None else content[0],
                               None if semantic is None else prefix_features(semantic[1]), test)
-    encoding = time.perf_counter() - started
+    fitting = time.perf_counter() - started
     models, states = [], []
-    loader = BatchLoader(data.train, data.training_rows, data.keys, training.batch_size, training.shuffle_window)
-    with Journal(stage.folder, name, training.epochs * len(data.training_rows), members=training.ensemble,
+    with Journal(stage.folder, name, training.epochs * data.train.rows, members=training.ensemble,
                  every=training.log_steps, entropy=base_entropy(data.base_rates), tensorboard=training.tensorboard,
                  watch=watch) as journal:
         for member in range(training.ensemble):
-            ranker, state = _train_one(stage, data, model, training, matrix, loader, seed, member, device, journal)
+            ranker, state = _train_one(stage, data, model, training, matrix, seed, member, device, journal)
             models.append(ranker)
             states.append(state)
     metrics = _metrics(models, data, device)
@@ -117,7 +116,7 @@ def _train(stage: Stage, split_dir: Path, model: ModelConfig, training: Training
     metrics |= {
         "samples_per_second": samples / max(seconds, 1e-9),
         "input_stall_share": sum(s.stalled for s in states) / max(seconds, 1e-9),
-        "seconds": total, "encoding_seconds": encoding,
+        "seconds": total, "fitting_seconds": fitting,
         "epochs": [s.epochs for s in states], "best_epoch": [s.best_epoch for s in states],
         "usage": {"stage": "train", "seconds": max(total, seconds), "device": device.type,
                   "device_name": device_name(device.type), "samples": samples, "flops": flops,
@@ -126,12 +125,11 @@ def _train(stage: Stage, split_dir: Path, model: ModelConfig, training: Training
     save_bundle(stage.folder, models, data.encoder, model, name, matrix, transform,
                 None if semantic is None else semantic[0], {"seed": seed, "training": training.model_dump(mode="json")})
     write_json(stage.path("metrics.json"), metrics)
-    stage.rows = {"train": len(data.train), "validation": len(data.validation_rows)}
+    held_out = 0 if data.validation is None else data.validation.rows
+    stage.rows = {"train": data.train.rows + held_out, "validation": held_out}
     stage.facts = {"samples_per_second": metrics["samples_per_second"]}
     if data.test is not None:
-        stage.rows["test"], stage.facts["test"] = len(data.test), metrics["test"]
-    del data, loader  # the mapped files go with their last reader
-    shutil.rmtree(stage.folder / "encoded")
+        stage.rows["test"], stage.facts["test"] = data.test.rows, metrics["test"]
     shutil.rmtree(stage.folder / "checkpoint")
     if "test" in metrics and metrics["test"]["auc"] is None:
         log.warning("%s: all labels of the test part are alike: AUC and normalized entropy are undefined", name)
@@ -139,30 +137,26 @@ def _train(stage: Stage, split_dir: Path, model: ModelConfig, training: Training
 
 
 def _train_one(stage: Stage, data: TrainingData, model: ModelConfig, training: TrainingConfig,
-               matrix: np.ndarray | None, loader: BatchLoader, seed: int, member: int, device: torch.device,
+               matrix: np.ndarray | None, seed: int, member: int, device: torch.device,
                journal: Journal) -> tuple[Ranker, Any]:
     own_seed = int(np.random.SeedSequence([seed, member]).generate_state(1)[0])
     torch.manual_seed(own_seed)
     ranker = build_model(data.encoder, model, matrix, SparseOptions.of(training), device)
     ranker.set_base_rates(dict(enumerate(data.base_rates)))
-    loader = BatchLoader(loader.data, loader.rows, loader.keys, loader.batch_size, loader.window, own_seed)
-    validation = None
-    if len(data.validation_rows):
-        validation = BatchLoader(data.train, data.validation_rows, data.keys, _EVALUATION_BATCH)
+    loader = StreamLoader(data.train, data.keys, training.batch_size, training.shuffle_window, own_seed,
+                          training.lanes or 1)
+    validation = None if data.validation is None else StreamLoader(data.validation, data.keys, _EVALUATION_BATCH)
     checkpoint = stage.path(f"checkpoint/member-{member}.safetensors")
     return ranker, train_member(ranker, loader, validation, training, checkpoint, journal, member)
 
 
 def _metrics(models: list[Ranker], data: TrainingData, device: torch.device) -> dict[str, Any]:
     """Metrics of the first head by part, those of further heads under ``heads``; ``train`` on a bounded sample."""
-    step = max(len(data.training_rows) // _TRAIN_METRIC_ROWS, 1)
-    parts = {"train": (data.train, data.training_rows[::step]), "validation": (data.train, data.validation_rows)}
-    if data.test is not None:
-        parts["test"] = data.test, np.arange(len(data.test))
+    parts = {"train": data.train.sample(_TRAIN_METRIC_ROWS), "validation": data.validation, "test": data.test}
     found: dict[str, Any] = {}
-    for part, (rows_of, rows) in parts.items():
-        if len(rows):
-            first, *rest = evaluate(models, BatchLoader(rows_of, rows, data.keys, _EVALUATION_BATCH), device)
+    for part, source in parts.items():
+        if source is not None:
+            first, *rest = evaluate(models, StreamLoader(source, data.keys, _EVALUATION_BATCH), device)
             names = list(models[0].head_names)
             found[part] = first | ({"heads": dict(zip(names[1:], rest, strict=True))} if rest else {})
     return found

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from recsys.features.batches import BatchLoader, Prefetch, gather
-from recsys.features.encoded import Encoded, Jagged, write_encoded
+from recsys.features.batches import Batch, Prefetch, gather
+from recsys.features.encoded import Encoded, Jagged
 
 
 def _data(n: int, seed: int = 0) -> Encoded:
@@ -42,38 +42,6 @@ def test_batch_holds_the_rows_feature_major() -> None:
     np.testing.assert_array_equal(batch.dense.numpy(), data.dense[rows])
 
 
-@pytest.mark.parametrize(("n", "batch", "window"), [(100, 7, 20), (64, 8, 16), (10, 100, 3), (100, 10, 0)])
-def test_an_epoch_has_every_row_once(n: int, batch: int, window: int) -> None:
-    loader = BatchLoader(_data(n), np.arange(n), KEYS, batch, window, seed=1)
-    parts = list(loader.order(0))
-    assert sorted(np.concatenate(parts).tolist()) == list(range(n))
-    assert len(parts) == loader.batches
-    assert sum(len(p) < batch for p in parts) <= 1
-
-
-def test_order_is_decided_by_seed_and_epoch() -> None:
-    def order(seed: int, epoch: int) -> list[int]:
-        loader = BatchLoader(_data(100), np.arange(100), KEYS, 8, 40, seed)
-        return [int(b) for batch in loader.epoch(epoch) for b in batch.content_row]
-
-    assert order(1, 0) == order(1, 0)
-    assert order(1, 0) != order(1, 1)
-    assert order(1, 0) != order(2, 0)
-
-
-def test_cursor_continues_exactly() -> None:
-    loader = BatchLoader(_data(100), np.arange(100), KEYS, 8, 40, 3)
-    whole = [b.content_row.tolist() for b in loader.epoch(2)]
-    assert [b.content_row.tolist() for b in loader.epoch(2, start=5)] == whole[5:]
-    assert list(loader.epoch(2, start=len(whole))) == []
-
-
-def test_batches_kept_by_the_reader_stay_as_they_were() -> None:
-    loader = BatchLoader(_data(100), np.arange(100), KEYS, 8)
-    kept = list(loader.epoch(0))
-    assert torch.cat([b.content_row for b in kept]).tolist() == list(range(100))
-
-
 def test_error_in_the_thread_reaches_the_reader() -> None:
     def build() -> Iterator[int]:
         yield 1
@@ -96,16 +64,32 @@ def test_leaving_early_ends_the_thread() -> None:
         next(reader)
 
 
-def test_mapped_files_hold_the_stream(tmp_path: Path) -> None:
-    parts = [_data(5, 1), _data(1, 2), _data(8, 3)]
-    whole = write_encoded(parts, tmp_path)
-    assert len(whole) == 14
-    for name in ("dense", "sparse", "content_row", "successes"):
-        np.testing.assert_array_equal(getattr(whole, name), np.concatenate([getattr(p, name) for p in parts]))
-    rows = np.array([0, 5, 6, 13])
-    for mapped, of in ((whole.sequences[0], lambda p: p.sequences[0]), (whole.history, lambda p: p.history)):
-        values, lengths = mapped.take(rows)
-        expected = [of(parts[0]).take(np.array([0])), of(parts[1]).take(np.array([0])),
-                    of(parts[2]).take(np.array([0, 7]))]
-        assert values.tolist() == np.concatenate([v for v, _ in expected]).tolist()
-        assert lengths.tolist() == np.concatenate([n for _, n in expected]).tolist()
+def test_concatenated_slices_are_the_rows() -> None:
+    data = _data(30)
+    parts = [data.slice(0, 7), data.slice(7, 8), data.slice(20, 30)]
+    rows = np.concatenate([np.arange(8), np.arange(20, 30)])
+    for got, want in zip(_flat(gather(Encoded.concatenate(parts), np.arange(18), KEYS)),
+                         _flat(gather(data, rows, KEYS)), strict=True):
+        assert got.tolist() == want.tolist()
+
+
+def _flat(batch: Batch) -> list[torch.Tensor]:
+    return [batch.dense, batch.sparse.values(), batch.sparse.lengths(), batch.content_row, *batch.history_content,
+            batch.trials, batch.successes, batch.weight]
+
+
+def test_the_latest_items_become_features_of_one_item() -> None:
+    data = replace(_data(20), history_length=2)
+    rows = np.array([3, 4, 5, 6, 7, 8])
+    jagged = gather(data, rows, ["a", "b", "c", "history@0", "history@1"]).sparse.to_dict()
+    for j in range(2):
+        items = [data.sequences[0].take(np.array([r]))[0].tolist()[::-1] for r in rows]  # the latest first
+        assert [t.tolist() for t in jagged[f"history@{j}"].to_dense()] == [i[j : j + 1] for i in items]
+
+
+def test_a_batch_moves_with_what_it_has() -> None:
+    batch = gather(replace(_data(4), user=np.arange(4), surface=np.array([0, 1, -1, 2], np.int8)), np.arange(4), KEYS)
+    moved = batch.to(torch.device("meta"))
+    assert {moved.user.device.type, moved.sparse.values().device.type, moved.dense.device.type} == {"meta"}
+    assert batch.surface.tolist() == [0, 1, -1, 2]
+    assert gather(_data(4), np.arange(4), KEYS).to(torch.device("meta")).user is None
