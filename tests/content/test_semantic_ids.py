@@ -136,7 +136,7 @@ def test_settings_are_checked():
     assert ExperimentConfig(**base, arms=good).arms["a"].semantic_ids == SemanticIdConfig()
     with pytest.raises(ValidationError, match="content to make them of"):
         ExperimentConfig(**base, arms={"a": {"semantic_ids": {}}})
-    with pytest.raises(ValidationError, match="dlrm"):
+    with pytest.raises(ValidationError, match="ridge"):
         ExperimentConfig(**base, arms=good, model={"kind": "ridge"})
 
 
