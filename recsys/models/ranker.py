@@ -95,6 +95,9 @@ class Ranker(nn.Module):
     def rank(self, looked_up: torch.Tensor | None, batch: Batch) -> torch.Tensor:
         """Logits [B, H] from looked-up vectors [B, features, D] and the rest of a batch: dense arithmetic alone."""
         ad_BC = ad_BD = None
+        if looked_up is not None and torch.is_autocast_enabled(looked_up.device.type):
+            # Once, here: else the joined vectors are widened to float32, and narrowed again by each product.
+            looked_up = looked_up.to(torch.get_autocast_dtype(looked_up.device.type))
         if self.ad_tower is not None:
             ad_BC = self.content[batch.content_row]
             ad_BD = self.ad_tower(ad_BC)
