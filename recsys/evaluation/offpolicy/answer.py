@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -11,13 +10,10 @@ import numpy as np
 from recsys.errors import Refused
 from recsys.evaluation.intervals import Choice, choose_interval, t_interval
 from recsys.evaluation.intervals import interval as make_interval
-from recsys.evaluation.offpolicy.estimators import ESTIMATORS
-from recsys.evaluation.offpolicy.rows import require_unit_weight
-from recsys.evaluation.offpolicy.totals import Sums, Totals
+from recsys.evaluation.offpolicy.estimators import ESTIMATORS, SLATE
+from recsys.evaluation.offpolicy.rows import MAX_GAP, require_unit_weight
+from recsys.evaluation.offpolicy.totals import Sums, Totals, agreement
 from recsys.evaluation.offpolicy.tuning import slope
-
-AGREE_SE, SAME = 3.0, 1e-9
-MAX_GAP = 0.01  # of the target's probability on ads that were never shown
 
 
 def answer(totals: Totals, method: str = "auto", confidence: float = 0.95, draws: int = 1000,
@@ -47,14 +43,51 @@ def answer(totals: Totals, method: str = "auto", confidence: float = 0.95, draws
                       "a policy nearer the logging one")
     chosen = {name: _tuned(totals, name, confidence) for name in totals.names if totals.levels(name)}
     found = {name: _entry(name, sums, level, choice, confidence, draws, seed) for name, (sums, level) in chosen.items()}
+    for name, entry in found.items():
+        _beyond_support(name, entry, totals)
     straight = [e for name, e in found.items() if ESTIMATORS[name].consistent]
     if straight and not any(e["low"] is not None for e in straight):
         raise Refused(f"no interval has two finite ends ({choice.reason}): the log cannot tell this value at all; "
                       "log more, or evaluate a policy nearer the logging one")
-    agreement = _agreement({n: s for n, (s, _) in chosen.items() if ESTIMATORS[n].consistent})
+    agreeing = agreement({n: s for n, (s, _) in chosen.items() if ESTIMATORS[n].consistent})
     return {"label": choice.label, "interval": choice.method, "interval_reason": choice.reason, "units": totals.units,
             "estimators": found,
-            "diagnostics": {**facts, "agreement": agreement}}
+            "diagnostics": {**facts, "agreement": agreeing}}
+
+
+def _beyond_support(name: str, entry: dict[str, Any], totals: Totals) -> None:
+    """Widen an interval by what the ads that the log never shows could earn at the least and at the most.
+
+    Let g be the target's probability of such ads, E the most they can earn (rewards lie in [0, 1], or between 0 and the
+    price), m what the outcome model gives them, and S the value of the ads that the log does show. Then the truth is S
+    plus something in [0, E], and the estimators tend to
+
+    * ips: S;  dr: S + m;  snips, replay: S / (1 - g);
+    * sndr: S + m + g rho, rho the mean residual of the model on shown ads, which lies between -v and S over 1 - g (v:
+      the model's value of the target);
+    * mrdr: as dr with a model of its own, whose m is anything in [0, E];
+    * slates: a slate leaves the support at most as often as its slots together do.
+
+    That is the worst case, not a probability: ads that the log could have shown and by chance did not count as well.
+    """
+    gaps = totals.gaps.per_row(totals.rows)
+    if not gaps.mass or entry["low"] is None:
+        return
+    low, high, g = entry["low"], entry["high"], gaps.mass
+    bottom, top = low, high + gaps.worst
+    if name in ("dr", "cascade_dr"):
+        bottom, top = low - gaps.model, top - gaps.model
+    elif name == "mrdr":
+        bottom = low - gaps.worst
+    elif name in ("snips", "replay"):
+        bottom, top = (1 - g) * low, (1 - g) * high + gaps.worst
+    elif name == "sndr":
+        bottom = low - gaps.model - g * high / (1 - g)
+        top = top - gaps.model + g * totals.model_value / (1 - g)
+    times = gaps.slots if name in SLATE else 1
+    entry["low"] = max(0.0, low + times * (bottom - low))
+    entry["high"] = high + times * (top - high)
+    entry["widened"] = {"below": low - entry["low"], "above": entry["high"] - high}
 
 
 def _tuned(totals: Totals, name: str, confidence: float) -> tuple[Sums, float | None]:
@@ -83,17 +116,3 @@ def _entry(name: str, sums: Sums, level: float | None, choice: Choice, confidenc
     # Rewards are not negative, so neither is a value.
     return entry | {"low": max(0.0, made.low), "high": max(0.0, made.high), "method": made.method,
                     "se": t_interval(sums.ratio(), confidence).se}
-
-
-def _agreement(sums: dict[str, Sums]) -> dict[str, Any]:
-    """Do the estimators that tend to the same value differ by more than their common sampling error allows?"""
-    worst, pair = 0.0, None
-    for (a, one), (b, other) in combinations(sums.items(), 2):
-        gap = t_interval(replace(one, influence=one.influence - other.influence).ratio())
-        same = abs(gap.estimate) <= SAME * max(abs(one.estimate), abs(other.estimate))  # up to rounding
-        z = 0.0 if same or not gap.se else abs(gap.estimate) / gap.se
-        if z > worst:
-            worst, pair = z, f"{a} vs {b}"
-    values = [s.estimate for s in sums.values()]
-    return {"ok": worst <= AGREE_SE, "largest_z": worst, "pair": pair,
-            "spread": max(values) - min(values) if values else 0.0}

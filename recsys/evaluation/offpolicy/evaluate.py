@@ -20,7 +20,7 @@ from recsys.evaluation.offpolicy import nuisance as models
 from recsys.evaluation.offpolicy.answer import answer
 from recsys.evaluation.offpolicy.estimators import ESTIMATORS, SLATE, Outcomes, estimator
 from recsys.evaluation.offpolicy.join import ENGAGED_MS, Joined, Log, join_policy, log_of
-from recsys.evaluation.offpolicy.rows import Metric, outcomes_of, require_not_direct
+from recsys.evaluation.offpolicy.rows import Metric, gaps_of, outcomes_of, require_not_direct
 from recsys.evaluation.offpolicy.scan import Scan, Units, scan
 from recsys.evaluation.offpolicy.slate import slate_weights
 from recsys.evaluation.offpolicy.stream import Misaligned, batches
@@ -220,7 +220,8 @@ def _totals(pairs: _Pairs, facts: Scan, names: list[str], metric: Metric, nuisan
             raise InputError("missing column", file=pairs.target if metric == "revenue_per_mille" else pairs.log,
                              column="price_per_click" if metric == "revenue_per_mille" else "dwell_ms",
                              expected=f"what the metric {metric} is made of")
-        totals.add(_complete(made, log, robust, names, facts), log.clusters, arm.outside, float(arm.gap_mass.sum()))
+        totals.add(_complete(made, log, robust, names, facts), log.clusters, arm.outside,
+                   gaps_of(log, arm, metric, facts.engaged_share))
     return totals
 
 

@@ -114,6 +114,9 @@ class Joined:
         chosen: target probability of the shown ad.
         gap_mass: target probability, in the row's (request, slot), of ads that the log never shows (see ``known``
             of :func:`join_policy`) or whose logging probability is 0.
+        gap_q: sum over those ads of probability * expected click; None where there is no such ad, or no model.
+        gap_price: the same of probability * price; None where there is none, or no price.
+        gap_q_price: the same of probability * expected click * price.
         cluster_weight: weight of the shown ad's cluster, where the policy lists ``cluster`` and
             ``logging_probability``.
     """
@@ -128,6 +131,9 @@ class Joined:
     chosen: Floats
     gap_mass: Floats
     cluster_weight: Floats | None = None
+    gap_q: Floats | None = None
+    gap_price: Floats | None = None
+    gap_q_price: Floats | None = None
 
 
 def join_policy(log: Log, policy: pa.Table, name: str = "policy", known: pa.Array | None = None) -> Joined:
@@ -170,13 +176,20 @@ def join_policy(log: Log, policy: pa.Table, name: str = "policy", known: pa.Arra
     logging = _optional(policy, "logging_probability", rows, name)
     gap = gap if logging is None else gap | (logging <= 0)
     chosen = of_shown(probability)
+    beyond = gap.astype(np.float64) if gap.any() else None
+
+    def of_gaps(*factors: Floats | None) -> Floats | None:
+        return None if beyond is None or any(f is None for f in factors) else of_policy(
+            beyond * np.prod([f for f in factors if f is not None], axis=0))
+
     return Joined(
         name, chosen / log.propensity,
         None if q is None else of_shown(q), None if q is None else of_policy(q),
         None if price is None else of_shown(price), None if q is None or price is None else of_policy(q * price),
-        int((~found).sum()), chosen, of_policy(gap.astype(np.float64)),
+        int((~found).sum()), chosen, np.zeros(len(log)) if beyond is None else of_policy(beyond),
         None if logging is None else _cluster_weight(log, policy, rows, decision, (probability, logging), found,
                                                      source, name),
+        of_gaps(q), of_gaps(price), of_gaps(q, price),
     )
 
 

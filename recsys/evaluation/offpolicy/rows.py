@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from recsys.errors import Refused
-from recsys.evaluation.intervals import Floats
+from recsys.evaluation.intervals import Floats, t_interval
 from recsys.evaluation.offpolicy.estimators import ESTIMATORS, Outcomes
 from recsys.evaluation.offpolicy.join import Joined, Log
-from recsys.evaluation.offpolicy.totals import Totals
+from recsys.evaluation.offpolicy.totals import Gaps, Totals, agreement
 
 Metric = Literal["ctr", "engagement", "revenue_per_mille"]
 METRICS: tuple[Metric, ...] = ("ctr", "engagement", "revenue_per_mille")
 WEIGHT_SE = 3.0
+MAX_GAP = 0.01  # of the target's probability on ads that were never shown
 
 
 def reward_model(
@@ -48,6 +49,23 @@ def outcomes_of(log: Log, arm: Joined, metric: Metric = "ctr", engaged_share: fl
     return Outcomes(arm.weight, *made, chosen=arm.chosen, cluster_weight=arm.cluster_weight)
 
 
+def gaps_of(log: Log, arm: Joined, metric: Metric = "ctr", engaged_share: float | None = None) -> Gaps:
+    """What the policy does beyond the log's support, in the metric's own unit; at most 1 is earned by a click or an
+    engagement, and the ad's price (if it is clicked) by revenue."""
+    mass, model, worst = float(arm.gap_mass.sum()), 0.0, 0.0
+    if metric == "revenue_per_mille":
+        worst = 0.0 if arm.gap_price is None else 1000 * float(arm.gap_price.sum())
+        model = 0.0 if arm.gap_q_price is None else 1000 * float(arm.gap_q_price.sum())
+    elif arm.gap_q is not None:
+        made = reward_model(log, arm, metric, engaged_share)
+        scale = 1.0
+        if metric == "engagement" and log.engaged is not None and made is not None:
+            scale = engaged_share if engaged_share is not None else float(
+                log.engaged.sum() / max(1.0, log.click.sum()))
+        model = scale * float(arm.gap_q.sum())
+    return Gaps(mass, worst if metric == "revenue_per_mille" else mass, model, log.slots)
+
+
 def pseudo_outcomes(
     log: Log, arm: Joined, metric: Metric = "ctr", estimator: str = "dr", level: float | None = None
 ) -> Floats | None:
@@ -78,21 +96,25 @@ def diagnostics(log: Log, arm: Joined) -> dict[str, Any]:
     assert outcomes is not None  # every log has clicks
     names = ("dr", "ips", "snips", "dm")
     totals = Totals(names, len(log))
-    totals.add(outcomes, log.clusters, arm.outside, float(arm.gap_mass.sum()))
+    totals.add(outcomes, log.clusters, arm.outside, gaps_of(log, arm))
     found = {name: totals.sums(name) for name in names}
-    return {**totals.facts(), "estimators": {n: None if s is None else s.estimate for n, s in found.items()}}
+    straight = {n: s for n, s in found.items() if s is not None and ESTIMATORS[n].consistent}
+    return {**totals.facts(), "estimators": {n: None if s is None else s.estimate for n, s in found.items()},
+            "estimator_se": {n: t_interval(s.ratio()).se for n, s in straight.items()},
+            "agreement": agreement(straight)}
 
 
 def require_unit_weight(facts: dict[str, Any], name: str) -> None:
     """The mean weight must be 1 within three clustered standard errors.
 
     Under the true propensities E[w] = 1; it is less where the target puts mass on ads that the log could not
-    show, and anything else where propensities are wrong.
+    show, and anything else where propensities are wrong. Less by as much as that mass is let pass up to MAX_GAP.
 
     Raises:
         Refused: it is not.
     """
-    off, se = abs(facts["mean_weight"] - 1.0), facts["mean_weight_se"]
+    mean, se, gap = facts["mean_weight"], facts["mean_weight_se"], facts["support_gaps"]
+    off = max(mean - 1.0, 1.0 - mean - (gap if gap <= MAX_GAP else 0.0))
     if off > WEIGHT_SE * se + 1e-9:
         raise Refused(
             f"arm {name}: mean importance weight {facts['mean_weight']:.4f} +- {se:.4f} is more than {WEIGHT_SE:.0f} "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from recsys.evaluation.intervals import ClusterSums, Floats, effective, t_interv
 from recsys.evaluation.offpolicy.estimators import ESTIMATORS, Outcomes, clip
 
 CLIPS = (2.0, 5.0, 10.0, 20.0, 50.0)
+AGREE_SE, SAME = 3.0, 1e-9
 MAX_GROUPS = 2**15  # beyond it, units are put together at random: intervals stay valid and their cost bounded
 Key = tuple[str, float]
 
@@ -35,6 +37,31 @@ class Sums:
         return ClusterSums(self.influence, self.size)
 
 
+@dataclass(frozen=True)
+class Gaps:
+    """What the target does beyond the log's support, summed over rows: the probability it puts on ads never shown.
+
+    Attributes:
+        mass: that probability.
+        worst: the same times the most that such an ad can earn (rewards are not negative).
+        model: the same times what the outcome model says it earns.
+        slots: one more than the largest slot: how often a slate can leave the support.
+    """
+
+    mass: float = 0.0
+    worst: float = 0.0
+    model: float = 0.0
+    slots: int = 1
+
+    def __add__(self, other: Gaps) -> Gaps:
+        return Gaps(self.mass + other.mass, self.worst + other.worst, self.model + other.model,
+                    max(self.slots, other.slots))
+
+    def per_row(self, rows: int) -> Gaps:
+        """Means instead of sums."""
+        return Gaps(self.mass / rows, self.worst / rows, self.model / rows, self.slots)
+
+
 class Totals:
     """Accumulates batches of :class:`Outcomes`.
 
@@ -49,14 +76,16 @@ class Totals:
         self._levels = {n: (parameters[n],) if parameters and n in parameters else ESTIMATORS[n].grid or (float("nan"),)
                         for n in self.names}
         self._sums: dict[Key, list[Floats]] = {}
-        self.rows, self.outside, self.gap_mass, self.positives = 0, 0, 0.0, 0
+        self.rows, self.outside, self.gaps, self.positives = 0, 0, Gaps(), 0
+        self._model = 0.0
         self._size = self._weight = np.zeros(0)
         self._moments = np.zeros(4)  # sum w, sum w^2, sum |w r|, sum (w r)^2
         self._clipped = np.zeros(len(CLIPS))
         self._tail, self._top = np.zeros(0), max(1, round(0.01 * rows))
         self.max_weight = 0.0
 
-    def add(self, outcomes: Outcomes, clusters: NDArray[np.int64], outside: int = 0, gap_mass: float = 0.0) -> None:
+    def add(self, outcomes: Outcomes, clusters: NDArray[np.int64], outside: int = 0,
+            gaps: Gaps | None = None) -> None:
         """Add the rows of one batch; ``clusters`` are codes 0..G-1 of the whole log's units."""
         groups = max(len(self._size), int(clusters.max()) + 1)
         weight, reward = outcomes.weight, outcomes.reward
@@ -86,7 +115,13 @@ class Totals:
         self.rows += len(weight)
         self.positives += int(np.count_nonzero(reward))
         self.outside += outside
-        self.gap_mass += gap_mass
+        self.gaps += gaps or Gaps()
+        self._model += model
+
+    @property
+    def model_value(self) -> float:
+        """Mean value of the target by the outcome model; 0 without one."""
+        return self._model / self.rows
 
     @property
     def units(self) -> int:
@@ -144,7 +179,21 @@ class Totals:
             "effective_clicks": self.effective_clicks,
             "clicks": self.positives, "max_weight": self.max_weight, "mean_weight": mean.estimate,
             "mean_weight_se": mean.se, "top_1_percent_weight_share": self.top_share,
-            "shown_outside_policy": self.outside, "support_gaps": self.gap_mass / self.rows,
+            "shown_outside_policy": self.outside, "support_gaps": self.gaps.mass / self.rows,
             "clip_sensitivity": {f"{level:g}": float(x / self.rows)
                                  for level, x in zip(CLIPS, self._clipped, strict=True)},
         }
+
+
+def agreement(sums: dict[str, Sums]) -> dict[str, Any]:
+    """Do the estimators that tend to the same value differ by more than their common sampling error allows?"""
+    worst, pair = 0.0, None
+    for (a, one), (b, other) in combinations(sums.items(), 2):
+        gap = t_interval(replace(one, influence=one.influence - other.influence).ratio())
+        same = abs(gap.estimate) <= SAME * max(abs(one.estimate), abs(other.estimate))  # up to rounding
+        z = 0.0 if same or not gap.se else abs(gap.estimate) / gap.se
+        if z > worst:
+            worst, pair = z, f"{a} vs {b}"
+    values = [s.estimate for s in sums.values()]
+    return {"ok": worst <= AGREE_SE, "largest_z": worst, "pair": pair,
+            "spread": max(values) - min(values) if values else 0.0}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -331,3 +332,63 @@ def test_a_target_on_ads_that_were_never_shown_is_refused(tmp_path: Path):
     code, made = ope(log, policy)
     assert code == 3
     assert "never shows" in made["refused"]
+
+
+GAP = 0.008
+
+
+def beyond(folder: Path, users: int = 900) -> tuple[Path, Path]:
+    """A target that puts GAP of its probability on an ad that the log never shows; the model gives it 0.3 clicks."""
+    log, policy = written(folder, users, wrong=0.7)
+    table = pq.read_table(policy)
+    requests = pc.unique(table["request_id"])
+    n = len(requests)
+    listed = table.set_column(table.column_names.index("probability"), "probability",
+                              pc.multiply(table["probability"], 1 - GAP))
+    ghost = pa.table({"request_id": requests, "slot": pa.array(np.zeros(n), pa.int32()), "ad_id": ["ghost"] * n,
+                      "probability": np.full(n, GAP), "price_per_click": np.full(n, 2.0),
+                      "expected_click": np.full(n, 0.3)})
+    pq.write_table(pa.concat_tables([listed, ghost.select(listed.column_names)]), policy)
+    return log, policy
+
+
+def test_a_small_gap_of_support_widens_intervals_to_the_worst_case(tmp_path: Path):
+    log, policy = beyond(tmp_path)
+    made = evaluate(log, policy, estimators=["ips", "snips", "dr", "sndr", "iips", "rips"])
+    assert made["diagnostics"]["support_gaps"] == pytest.approx(GAP)
+    wide = {n: e["widened"] for n, e in made["estimators"].items()}
+    assert wide["ips"] == {"below": 0.0, "above": pytest.approx(GAP)}
+    assert wide["iips"] == wide["rips"] == wide["ips"]  # one slot: no slate leaves it more often
+    assert wide["dr"] == {"below": pytest.approx(0.3 * GAP), "above": pytest.approx(0.7 * GAP)}
+    for name in ("snips", "sndr"):
+        assert 0 < wide[name]["below"] < GAP
+        assert 0 < wide[name]["above"] < 1.2 * GAP
+    # The truth, whether every such impression is clicked or none.
+    for clicked in (0.0, 1.0):
+        for name in ("ips", "snips", "dr", "sndr"):
+            one = made["estimators"][name]
+            assert one["low"] <= (1 - GAP) * TRUTH + GAP * clicked <= one["high"], name
+
+
+def test_worst_cases_are_what_the_estimators_tend_to(tmp_path: Path):
+    """Many rows: each published interval, less its sampling part, is the range of truths that the log allows."""
+    log, policy = beyond(tmp_path, users=30_000)
+    made = evaluate(log, policy, estimators=["ips", "snips", "dr", "sndr"], draws=100)
+    for name, one in made["estimators"].items():
+        sampling = 1.96 * one["se"]
+        low, high = one["low"] + sampling, one["high"] - sampling
+        assert low <= (1 - GAP) * TRUTH + 3 * one["se"], name
+        assert high >= (1 - GAP) * TRUTH + GAP - 3 * one["se"], name
+        assert high - low < 1.6 * GAP + 2 * one["se"], name
+
+
+def test_a_gap_in_revenue_is_worth_at_most_its_price(tmp_path: Path):
+    log, policy = beyond(tmp_path)
+    made = evaluate(log, policy, estimators=["ips", "dr"], metric="revenue_per_mille")
+    assert made["estimators"]["ips"]["widened"]["above"] == pytest.approx(1000 * GAP * 2.0)
+    assert made["estimators"]["dr"]["widened"]["below"] == pytest.approx(1000 * GAP * 2.0 * 0.3)
+
+
+def test_without_a_gap_nothing_is_widened(tmp_path: Path):
+    log, policy = written(tmp_path)
+    assert not [n for n, e in evaluate(log, policy)["estimators"].items() if "widened" in e]
