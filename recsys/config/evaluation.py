@@ -26,6 +26,9 @@ class EvaluationConfig(Strict):
     unit: Literal["user_id", "group_id", "request_id"] = "user_id"
     confidence: float = Field(0.95, gt=0.5, lt=1)
     bootstrap: int = Field(2000, ge=200)
+    time_column: str = Field("ts", description="column of the log that orders it, for the lift as the data grow")
+    growth_looks: int = Field(20, ge=2, le=200, description="points of the lift as the data grow")
+    aa_draws: int = Field(500, ge=100, description="random halves of the units on which standard errors are tried")
     policy: PolicyConfig = PolicyConfig()
 
 
@@ -33,7 +36,7 @@ class GuardrailConfig(Strict):
     """A metric that an arm must not harm, whatever it does for the goal."""
 
     metric: Literal["engagement", "hide", "revenue_per_mille", "surplus_per_mille", "welfare_per_mille",
-                    "cost_per_click", "latency_ms"]
+                    "cost_per_click", "conversion", "cost_per_action", "diversity", "fill", "latency_ms"]
     better: Literal["higher", "lower"] = Field(description="the direction that is good")
     tolerated: float = Field(0.0, ge=0, lt=1, description="harm put up with, a share of the baseline's value")
     limit: float | None = Field(None, gt=0, description="a bound on the value itself; what latency_ms is held to")
@@ -43,6 +46,12 @@ class GuardrailConfig(Strict):
         if (self.metric == "latency_ms") != (self.limit is not None):
             raise ValueError("a limit for latency_ms, and for no other metric: it is one measurement, without interval")
         return self
+
+
+AFTER_THE_FACT = frozenset({
+    "impression_id", "request_id", "ad_id", "advertiser_id", "campaign_id", "propensity", "bid", "price_paid", "click",
+    "engaged", "dwell_ms", "conversion", "value", "hide", "trials", "successes", "weight", "candidates"})
+"""Columns of a log that say what was shown, or what came of it: no segments."""
 
 
 class DecisionConfig(Strict):
@@ -55,13 +64,19 @@ class DecisionConfig(Strict):
     multiplicity: Literal["none", "holm", "bh"] = Field("holm", description="adjustment of the goal over arms")
     peeking: Literal["fixed", "always_valid"] = "fixed"
     looks: int = Field(1, ge=1, description="fixed: how many looks at growing data are planned; alpha is split evenly")
-    tuning: float = Field(5_000.0, gt=0, description="always_valid: units at which the interval is tightest")
+    tuning: float = Field(5_000.0, gt=0, description="units at which an always-valid interval is tightest")
+    segments: tuple[str, ...] = Field((), description="columns of the log, known before anything was shown, by whose "
+                                                      "values the lift is also told apart")
+    segment_values: int = Field(12, ge=2, le=50, description="most frequent values of a segment column; the rest is "
+                                                             "pooled; numbers with more are cut at quartiles")
 
     @model_validator(mode="after")
     def _each_once(self) -> DecisionConfig:
-        names = [g.metric for g in self.guardrails]
-        if len(names) != len(set(names)):
-            raise ValueError(f"every guardrail metric once, not {sorted(names)}")
+        for what, names in (("guardrail metric", [g.metric for g in self.guardrails]), ("segment", self.segments)):
+            if len(names) != len(set(names)):
+                raise ValueError(f"every {what} once, not {sorted(names)}")
+        if late := [n for n in self.segments if n in AFTER_THE_FACT]:
+            raise ValueError(f"segments: {late[0]} is known only once an ad was shown; a segment is known before")
         return self
 
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recsys.errors import Refused
-from recsys.evaluation.intervals import Choice, Floats, Interval, choose_interval, cluster_sums, interval
+from recsys.evaluation.intervals import (
+    EXPLORATORY_CLUSTERS,
+    MIN_CLUSTERS,
+    Choice,
+    Floats,
+    Interval,
+    choose_interval,
+    cluster_sums,
+    effective,
+    interval,
+)
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,9 @@ class ArmRows:
         top_share: share of the weight that the largest 1 % of weights carry.
         diagnostics: for the report.
         sizes: float64[clusters] each: rows, and weight, of every unit; none: units of one size.
+        weight: float64[n] importance weights; None where rows are not weighted.
+        hits: float64[n] of the goal's outcome times weight; None as ``weight``.
+        unadjusted: float64[n] rows of the goal without its outcome model (IPS); None where there is no model.
     """
 
     rows: dict[str, Floats]
@@ -33,6 +46,34 @@ class ArmRows:
     top_share: float
     diagnostics: dict[str, Any]
     sizes: tuple[Floats, ...] = ()
+    weight: Floats | None = None
+    hits: Floats | None = None
+    unadjusted: Floats | None = None
+
+    def part(self, rows: NDArray[np.int64], clusters: NDArray[np.int64], goal: str) -> ArmRows:
+        """The goal's rows of a part of the log, with that part's own evidence."""
+        goals = {goal: self.rows[goal][rows]}
+        if self.weight is None or self.hits is None:
+            units = int(clusters.max()) + 1
+            return ArmRows(goals, randomized_choice(len(rows), units), float(len(rows)), {}, 0.0, {})
+        weight = self.weight[rows]
+        sizes = np.bincount(clusters).astype(np.float64), np.bincount(clusters, weight).astype(np.float64)
+        heavy = np.partition(weight, -max(1, round(0.01 * len(rows))))[-max(1, round(0.01 * len(rows))):]
+        return ArmRows(goals, self.choice, effective(weight), {goal: effective(self.hits[rows])},
+                       float(heavy.sum() / max(weight.sum(), 1e-300)), {}, sizes, weight, self.hits[rows])
+
+
+def randomized_choice(tests: int, units: int) -> Choice:
+    """The interval rule of randomised tests (docs/decisions/0005-intervals.md).
+
+    Raises:
+        Refused: too few independent units for any interval.
+    """
+    if units < MIN_CLUSTERS:
+        raise Refused(f"{units} independent units: no interval is published below {MIN_CLUSTERS}")
+    few = units < EXPLORATORY_CLUSTERS
+    return Choice("t+bootstrap" if few else "t", "exploratory" if few else "confirmatory",
+                  f"randomised; {tests:,} tests in {units:,} units")
 
 
 @dataclass(frozen=True)
@@ -47,6 +88,21 @@ class Comparison:
     draws: int
     seed: int
     paired: bool  # off-policy: the pair's worst arm decides the interval; randomised: one rule for all
+
+    @property
+    def units(self) -> int:
+        """Independent units."""
+        return int((np.bincount(self.clusters) > 0).sum())
+
+    def part(self, rows: NDArray[np.int64]) -> Comparison:
+        """The goal on a part of the log (row numbers, at least one), intervalled by that part's own evidence.
+
+        Raises:
+            Refused: a randomised part with too few units.
+        """
+        clusters = np.unique(self.clusters[rows], return_inverse=True)[1].astype(np.int64)
+        arms = {name: arm.part(rows, clusters, self.goal) for name, arm in self.arms.items()}
+        return replace(self, arms=arms, clusters=clusters)
 
     def ratio(self, numerator: Floats, denominator: Floats | float, choice: Choice, null: float | None) -> Interval:
         """Interval of sum(numerator) / sum(denominator), clustered."""

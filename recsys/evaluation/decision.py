@@ -25,6 +25,7 @@ open        not harmed     exploratory  Not enough data
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -125,16 +126,17 @@ def decide(report: Mapping[str, Any], goals: Mapping[str, GoalTest], config: Exp
         {"rule", "sha256", "alpha", "verdict": {arm: one of VERDICTS}, "why": {arm: words}, "goal": {arm: met | missed
         | open}, "p_value": {arm: unadjusted}, "p_adjusted": {arm: ...}, "guardrails": {arm: {metric: {"status",
         "change", ...}}}, "detectable_lift": {arm: distance from the
-        minimum effect that such a log finds with power 0.8, before adjustment}}.
+        minimum effect that such a log finds with power 0.8, before adjustment}, "power": {arm: what was asked and what
+        was reached}}.
     """
     rule = config.decision
-    alpha = 1 - config.evaluation.confidence
-    spent = alpha / rule.looks if rule.peeking == "fixed" else alpha
-    p_values = {name: _p_value(test, config, alpha) for name, test in goals.items()}
+    spent = level_of(config)
+    p_values = {name: look_p(test.estimate - rule.minimum_effect, test.se, test.p_value, test.units, config)
+                for name, test in goals.items()}
     adjusted = adjust(p_values, rule.multiplicity, spent)
     out: dict[str, Any] = {"rule": decision_rule(config), "sha256": rule_sha256(decision_rule(config)), "alpha": spent,
                            "verdict": {}, "why": {}, "goal": {}, "p_value": p_values, "p_adjusted": adjusted,
-                           "guardrails": {}, "detectable_lift": {}}
+                           "guardrails": {}, "detectable_lift": {}, "power": {}}
     for name, test in goals.items():
         goal = read_goal(test.estimate, rule.minimum_effect, adjusted[name], spent)
         guards: dict[str, dict[str, Any]] = {
@@ -144,21 +146,47 @@ def decide(report: Mapping[str, Any], goals: Mapping[str, GoalTest], config: Exp
         factor = _multiplier(test.units, config, spent) + NormalDist().inv_cdf(POWER)
         out["goal"][name], out["guardrails"][name], out["verdict"][name] = goal, guards, verdict
         out["detectable_lift"][name] = None if test.se is None else factor * test.se
+        out["power"][name] = _power(out["detectable_lift"][name], rule.minimum_effect, test.units)
         out["why"][name] = _why(goal, guards, report["healthy"], test, rule.minimum_effect,
                                 out["detectable_lift"][name])
     return out
 
 
-def _p_value(test: GoalTest, config: ExperimentConfig, alpha: float) -> float:
-    rule = config.decision
-    if test.p_value is None or test.se is None:
-        return 1.0  # a betting interval: counted in the family, and never significant
-    if rule.peeking == "fixed":
-        return test.p_value
-    if test.se == 0:
-        return test.p_value
-    return max(test.p_value, always_valid_p((test.estimate - rule.minimum_effect) / test.se, test.units, alpha,
-                                            rule.tuning))
+def level_of(config: ExperimentConfig) -> float:
+    """The level of one look: 1 - confidence, shared evenly among the planned looks of a fixed plan."""
+    alpha = 1 - config.evaluation.confidence
+    return alpha / config.decision.looks if config.decision.peeking == "fixed" else alpha
+
+
+def look_p(difference: float, se: float | None, p_value: float | None, units: int, config: ExperimentConfig) -> float:
+    """A p-value as the rule's peeking policy takes it: as it is for planned looks, else the always-valid one.
+
+    Args:
+        difference: estimate minus null.
+        se: its standard error; None (a betting interval) gives 1: counted in the family, and never significant.
+        p_value: for one look; None as ``se``.
+        units: independent units.
+        config: the experiment.
+    """
+    if p_value is None or se is None:
+        return 1.0
+    if config.decision.peeking == "fixed" or se == 0:
+        return p_value
+    return max(p_value, always_valid_p(difference / se, units, level_of(config), config.decision.tuning))
+
+
+def _power(detectable: float | None, asked: float, units: int) -> dict[str, Any]:
+    """Was the log large enough for what was asked? Asked is to tell a lift of the minimum effect from none.
+
+    Returns:
+        {"power", "detectable_lift", "asked": minimum effect or None, "reached", "units", "units_needed": units at
+        which standard errors, falling as one over the root of the units, would reach it}; None where nothing was asked
+        or no standard error is known.
+    """
+    known = detectable is not None and asked > 0
+    return {"power": POWER, "detectable_lift": detectable, "asked": asked or None, "units": units,
+            "reached": detectable <= asked if known and detectable is not None else None,
+            "units_needed": math.ceil(units * (detectable / asked) ** 2) if known and detectable is not None else None}
 
 
 def _multiplier(units: int, config: ExperimentConfig, alpha: float) -> float:

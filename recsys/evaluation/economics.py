@@ -10,7 +10,8 @@ Each is float64[n] rows whose mean is the arm's value, like :func:`recsys.evalua
   ratio v, and their deviations are its influence function, so that the delta method on them is the delta method on
   the ratio.
 * ``hide``: ads hidden by the user. No arm predicts hides, so the outcome model is the log's own mean: the doubly
-  robust estimate with a constant model, unbiased because weights average to 1.
+  robust estimate with a constant model, unbiased because weights average to 1. ``conversion`` alike.
+* ``cost_per_action``: revenue over conversions, linearised as ``cost_per_click`` is.
 """
 
 from __future__ import annotations
@@ -65,14 +66,23 @@ def economics_rows(table: pa.Table, log: Log, policy: pa.Table, arm: Joined, mad
             events["welfare_per_mille"] = effective(arm.weight * log.click * worth.price)
             kept = arm.weight * log.click * np.abs(worth.price - arm.price)
             events["surplus_per_mille"] = effective(kept) or events["welfare_per_mille"]  # 0 under first prices
-    if revenue is not None and clicks is not None and float(clicks.mean()) > 0:
-        rate, paid = float(clicks.mean()), revenue / 1000
-        cost = float(paid.mean()) / rate
-        out["cost_per_click"] = cost + (paid - cost * clicks) / rate
-        events["cost_per_click"] = min(known["revenue_per_mille"], known["ctr"])
-    if "hide" in table.column_names and not table.column("hide").null_count:
-        hide = table.column("hide").to_numpy().astype(np.float64)
-        usual = 0.0 if estimator == "ips" else float(hide.mean())
-        out["hide"] = usual + arm.weight * (hide - usual)
-        events["hide"] = effective(arm.weight * hide)
+    for name in ("hide", "conversion"):
+        if name in table.column_names and not table.column(name).null_count:
+            seen = table.column(name).to_numpy().astype(np.float64)
+            usual = 0.0 if estimator == "ips" else float(seen.mean())
+            out[name] = usual + arm.weight * (seen - usual)
+            events[name] = effective(arm.weight * seen)
+    for name, bought, of in (("cost_per_click", clicks, "ctr"), ("cost_per_action", out.get("conversion"),
+                                                               "conversion")):
+        if revenue is not None and bought is not None and float(bought.mean()) > 0:
+            out[name] = _cost_per(revenue, bought)
+            events[name] = min(known["revenue_per_mille"], (known | events)[of])
     return out, events
+
+
+def _cost_per(revenue_per_mille: Floats, bought: Floats) -> Floats:
+    """Rows of revenue over what was bought, linearised."""
+    rate, paid = float(bought.mean()), revenue_per_mille / 1000
+    cost = float(paid.mean()) / rate
+    made: Floats = cost + (paid - cost * bought) / rate
+    return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ from numpy.typing import ArrayLike
 from scipy.special import bdtrc, chdtrc
 
 from recsys.errors import InputError
+from recsys.evaluation.columns import encode
 
 SRM_ALPHA = 1e-3
+LOSS_SHARE = 0.01  # of the slots
 SRM_SHARE = 0.1  # of many small tests: real logs have a few odd ones (arms added late), a broken splitter most
 
 
@@ -98,6 +101,46 @@ def duplicates(table: pa.Table, decision: tuple[str, ...] = ("request_id", "slot
             worst = max(worst, known.num_rows - known.group_by(names).aggregate([]).num_rows)
     return check("duplicate exposures", worst == 0,
                  f"{worst:,} of {table.num_rows:,} rows repeat {' or '.join(named)}")
+
+
+def logging_loss(table: pa.Table) -> list[dict[str, Any]]:
+    """Health line: no slot is missing above one that was logged; none where the log has no slots.
+
+    A request that has slot 2 was shown slots 0 and 1 as well, so that what lacks was lost between serving and here.
+    """
+    if "slot" not in table.column_names or table.column("slot").null_count:
+        return []
+    code = encode(table.column("request_id"))[1]
+    slot = table.column("slot").to_numpy().astype(np.int64)
+    deepest = np.full(int(code.max()) + 1, -1, dtype=np.int64)
+    np.maximum.at(deepest, code, slot)
+    expected = int((deepest + 1).sum())
+    lost = expected - len(np.unique(code * (int(slot.max()) + 1) + slot))
+    return [check("logging loss", lost <= LOSS_SHARE * expected,
+                  f"{lost:,} of {expected:,} slots down to the deepest one logged are missing (up to "
+                  f"{100 * LOSS_SHARE:g} % is let pass)")]
+
+
+def exposure(table: pa.Table) -> list[dict[str, Any]]:
+    """Health line: every shown ad was among its request's candidates; none where the log has no candidates."""
+    if "candidates" not in table.column_names or table.column("candidates").null_count:
+        return []
+    lists = table.column("candidates").combine_chunks()
+    lists = pa.concat_arrays(lists.chunks) if isinstance(lists, pa.ChunkedArray) else lists
+    parent = pc.list_parent_indices(lists)
+    shown = table.column("ad_id").combine_chunks()
+    shown = pa.concat_arrays(shown.chunks) if isinstance(shown, pa.ChunkedArray) else shown
+    hit = pc.equal(lists.flatten(), shown.take(parent).cast(lists.type.value_type)).to_numpy(zero_copy_only=False)
+    outside = table.num_rows - len(np.unique(parent.to_numpy()[hit]))
+    return [check("exposure", outside == 0,
+                  f"{outside:,} of {table.num_rows:,} shown ads were not among their request's candidates")]
+
+
+def support(gaps: Mapping[str, float], most: float) -> dict[str, Any]:
+    """Health line: arms keep to ads that the log shows (``gaps``: arm -> its probability of others)."""
+    worst = max(gaps, key=lambda name: gaps[name])
+    return check("support", gaps[worst] <= most, f"at most {100 * gaps[worst]:.3g} % of an arm's probability "
+                 f"({worst}) is on ads that the log never shows (up to {100 * most:g} % is let pass)")
 
 
 def split_audit(audit: dict[str, Any] | None) -> list[dict[str, Any]]:

@@ -17,21 +17,15 @@ import pyarrow as pa
 from numpy.typing import ArrayLike
 
 from recsys.config import ExperimentConfig
-from recsys.errors import InputError, Refused
+from recsys.errors import InputError
 from recsys.evaluation import health, offpolicy, randomized
-from recsys.evaluation.comparison import ArmRows, Comparison
+from recsys.evaluation.comparison import ArmRows, Comparison, randomized_choice
 from recsys.evaluation.economics import economics_rows, offpolicy_events
-from recsys.evaluation.intervals import (
-    EXPLORATORY_CLUSTERS,
-    MIN_CLUSTERS,
-    Choice,
-    Floats,
-    bootstrap_interval,
-    choose_interval,
-    cluster_sums,
-    t_interval,
-)
-from recsys.evaluation.lift_json import Costs, Truth, compute_lift
+from recsys.evaluation.exposure import exposure_rows
+from recsys.evaluation.intervals import Floats, bootstrap_interval, choose_interval, cluster_sums, t_interval
+from recsys.evaluation.lift_json import Context, Costs, Truth, compute_lift
+from recsys.evaluation.offpolicy.rows import MAX_GAP
+from recsys.evaluation.segments import read_segments
 from recsys.stage import sha256_bytes, write_json
 
 
@@ -80,6 +74,7 @@ def offpolicy_lift(
     _require_arms(config, policies)
     ev = config.evaluation
     seen = offpolicy.read_log(log, ev.unit)
+    gaps: dict[str, float] = {}
     arms, checks = {}, [health.check("propensity logged", True, f"{len(seen):,} of {len(seen):,} rows")]
     for name, policy in policies.items():
         arm = offpolicy.join_policy(seen, policy, name)
@@ -87,21 +82,28 @@ def offpolicy_lift(
         offpolicy.require_unit_weight(facts, name)
         checks.append(health.check(f"mean weight {name}", True,
                                    f"{facts['mean_weight']:.4f} +- {facts['mean_weight_se']:.4f}, expected 1"))
+        gaps[name] = facts["support_gaps"]
         rows: dict[str, Floats | None] = {
             m: offpolicy.pseudo_outcomes(seen, arm, m, estimator) for m in offpolicy.METRICS}
         events = offpolicy_events(seen, arm)
         extra, extra_events = economics_rows(log, seen, policy, arm, rows, estimator)
-        made = {m: x for m, x in rows.items() if x is not None} | extra
+        shelf, shelf_events = exposure_rows(seen, policy, ev.policy.reserve)
+        made = {m: x for m, x in rows.items() if x is not None} | extra | shelf
+        modelled = estimator != "ips" and arm.q is not None
+        unadjusted = offpolicy.pseudo_outcomes(seen, arm, ev.goal, "ips") if modelled else None
         top = facts["top_1_percent_weight_share"]
         counted, weighed = np.bincount(seen.clusters), np.bincount(seen.clusters, arm.weight)
         sizes = counted.astype(np.float64), weighed.astype(np.float64)
         choice = choose_interval(facts["ess"], facts["effective_clicks"], int(seen.clusters.max()) + 1, top, sizes)
-        arms[name] = ArmRows(made, choice, facts["ess"], events | extra_events, top,
-                             {**facts, "estimator": estimator}, sizes)
-    checks += [health.duplicates(log), health.unit_of_analysis(log, ev.unit), *health.split_audit(audit)]
+        arms[name] = ArmRows(made, choice, facts["ess"], events | extra_events | shelf_events, top,
+                             {**facts, "estimator": estimator}, sizes, arm.weight, arm.weight * seen.click, unadjusted)
+    checks += [health.support(gaps, MAX_GAP), *health.exposure(log), *health.logging_loss(log), health.duplicates(log),
+               health.unit_of_analysis(log, ev.unit), *health.split_audit(audit)]
     comparison = Comparison(arms, config.baseline_arm, ev.goal, seen.clusters, ev.confidence, ev.bootstrap, config.seed,
                             paired=True)
-    return compute_lift(comparison, config, costs or {}, truth, checks, data_sha256 or table_sha256(log))
+    context = Context(read_segments(log, config.decision.segments, config.decision.segment_values),
+                      log.column(ev.time_column) if ev.time_column in log.column_names else None, audit)
+    return compute_lift(comparison, config, costs or {}, truth, checks, data_sha256 or table_sha256(log), context)
 
 
 def randomized_lift(
@@ -125,17 +127,13 @@ def randomized_lift(
     _require_arms(config, scores)
     ev = config.evaluation
     tests = randomized.read_tests(test, ev.unit)
-    units = int(tests.cluster.max()) + 1
-    if units < MIN_CLUSTERS:
-        raise Refused(f"{units} independent units: no interval is published below {MIN_CLUSTERS}")
-    few = units < EXPLORATORY_CLUSTERS
-    choice = Choice("t+bootstrap" if few else "t", "exploratory" if few else "confirmatory",
-                    f"randomised; {len(tests.size):,} tests in {units:,} units")
+    choice = randomized_choice(len(tests.size), int(tests.cluster.max()) + 1)
     headroom = randomized.oracle_lift(tests, seed=config.seed)
     arms = {}
     for name, own in scores.items():
         pick = randomized.picked(tests, own, name)
         facts = {"oracle_lift": headroom, "viewers": int(tests.trials.sum()), "clicks": int(tests.successes.sum()),
+                 "viewers_of_picks": float(pick @ tests.trials), "clicks_of_picks": float(pick @ tests.successes),
                  "tests_with_ties": int((np.bincount(tests.test, pick > 0) > 1).sum()),
                  "rows_left_aside": tests.dropped}
         arms[name] = ArmRows({"ctr": randomized.value_per_test(tests, pick)}, choice, float(len(tests.size)), {}, 0.0,
@@ -148,7 +146,13 @@ def randomized_lift(
     checks = [health.srm_of_groups(tests.trials, tests.test, pooled=True),
               health.duplicates(test, ("request_id", "ad_id")),
               health.unit_of_analysis(test, ev.unit), *health.split_audit(audit)]
-    return compute_lift(comparison, config, costs or {}, None, checks, data_sha256 or table_sha256(test))
+    first = np.zeros(len(tests.size), dtype=np.int64)  # a test's segment and time are those of its first row
+    first[tests.test[::-1]] = tests.rows[::-1]
+    segments = read_segments(test, config.decision.segments, config.decision.segment_values)
+    context = Context({n: s.of(first) for n, s in segments.items()},
+                      test.column(ev.time_column).take(pa.array(first)) if ev.time_column in test.column_names
+                      else None, audit)
+    return compute_lift(comparison, config, costs or {}, None, checks, data_sha256 or table_sha256(test), context)
 
 
 def _bootstrap_check(c: Comparison, name: str) -> dict[str, float]:

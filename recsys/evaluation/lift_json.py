@@ -5,21 +5,43 @@ from __future__ import annotations
 import datetime as dt
 import platform
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from itertools import combinations
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from recsys import __version__
 from recsys.config import ExperimentConfig
 from recsys.errors import Refused
-from recsys.evaluation.comparison import NO_LIFT, Comparison, ends
+from recsys.evaluation.aa import aa_of_sums
+from recsys.evaluation.comparison import NO_LIFT, Comparison, at_least, ends
 from recsys.evaluation.decision import GoalTest, decide, policy_words
+from recsys.evaluation.growth import growth
+from recsys.evaluation.intervals import Choice, cluster_sums, interval, t_interval
+from recsys.evaluation.segments import Segments, segment_lifts
+from recsys.evaluation.threats import NOT_CHECKED, threats
 from recsys.stage import sha256_json
 
 Costs = Mapping[str, Mapping[str, Any]]
 Truth = Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What is known of the comparison's rows beside outcomes.
+
+    Attributes:
+        segments: column -> segments of the rows.
+        when: n values that order the rows; None where the log has none.
+        audit: the split's ``audit.json``.
+    """
+
+    segments: Mapping[str, Segments] = field(default_factory=dict)
+    when: pa.ChunkedArray | None = None
+    audit: Mapping[str, Any] | None = None
 
 
 def _arm_entry(c: Comparison, name: str, costs: Costs, truth: Truth | None) -> dict[str, Any]:
@@ -41,12 +63,40 @@ def _arm_entry(c: Comparison, name: str, costs: Costs, truth: Truth | None) -> d
     }
     if c.paired:  # off-policy: clicks that the policy is estimated to have had on the log's impressions
         entry |= {"numerator": float(arm.rows[c.goal].sum()), "denominator": len(arm.rows[c.goal])}
+    if not base:
+        entry["unadjusted"] = _unadjusted(c, name, choice)
     cost = dict(costs.get(name, {}))
     entry["cost_per_mille_usd"] = cost.pop("cost_per_mille_usd", None)
     entry["cost_per_mille_interval"] = cost.pop("cost_per_mille_interval", None)
     entry.update(cost)
     entry.update(_truth(name, c, truth, ends(value), entry["lift"], c.goal))
     return entry
+
+
+def _unadjusted(c: Comparison, name: str, choice: Choice) -> dict[str, Any] | None:
+    """The lift without the outcome model (IPS), and the share of variance its model saves; None without one."""
+    rows, base = c.arms[name].unadjusted, c.arms[c.baseline].unadjusted
+    if rows is None or base is None:
+        return None
+    sums = [cluster_sums(a, b, c.clusters) for a, b in ((rows, base), (c.arms[name].rows[c.goal],
+                                                                       c.arms[c.baseline].rows[c.goal]))]
+    try:
+        made = at_least(interval(sums[0], choice, c.confidence, c.draws, c.seed).shifted(-1.0), -1.0)
+        errors = [t_interval(s, c.confidence).se for s in sums]
+    except Refused:
+        return None
+    saved = None if not errors[0] or errors[1] is None else 1 - (errors[1] / errors[0]) ** 2
+    return {"estimator": "ips", "lift": ends(made), "se": errors[0], "variance_reduction": saved}
+
+
+def _aa(c: Comparison, name: str, config: ExperimentConfig) -> dict[str, Any]:
+    """The standard error of an arm's lift, tried on random halves of its own units."""
+    sums = cluster_sums(c.arms[name].rows[c.goal], c.arms[c.baseline].rows[c.goal], c.clusters)
+    try:
+        return aa_of_sums(sums.numerator, sums.denominator, config.evaluation.aa_draws, round(1 - c.confidence, 12),
+                          c.seed, what=f"the lift of {name}")
+    except Refused as refused:
+        return {"refused": str(refused)}
 
 
 def _secondary(c: Comparison, name: str, metric: str, truth: Truth | None) -> dict[str, Any]:
@@ -100,7 +150,7 @@ def _versions() -> dict[str, str]:
 
 def compute_lift(
     comparison: Comparison, config: ExperimentConfig, costs: Costs, truth: Truth | None, checks: list[dict[str, Any]],
-    data_sha256: str,
+    data_sha256: str, context: Context | None = None,
 ) -> dict[str, Any]:
     """Build the contents of ``lift.json`` from arms on one log (docs/architecture.md names its readers).
 
@@ -111,13 +161,19 @@ def compute_lift(
         truth: arm -> metric -> true value, where a simulator knows it.
         checks: health lines.
         data_sha256: of the log that was evaluated.
+        context: times, segments and split of the rows.
     """
+    context = context or Context()
     unit, others = config.evaluation.unit, [n for n in comparison.arms if n != comparison.baseline]
     report: dict[str, Any] = {
         "experiment": config.name, "goal": comparison.goal, "method": config.evaluation.method, "unit": unit,
         "confidence": comparison.confidence, "baseline": comparison.baseline,
         "arms": {name: _arm_entry(comparison, name, costs, truth) for name in comparison.arms},
         "pairwise": _pairwise(comparison), "health": checks, "healthy": all(line["ok"] for line in checks),
+        "not_checked": [{"check": n, "why": w} for n, w in NOT_CHECKED[config.evaluation.method].items()],
+        "aa": {name: _aa(comparison, name, config) for name in others},
+        "growth": growth(comparison, context.when, config),
+        "segments": segment_lifts(comparison, context.segments, config),
         **policy_words(config, len(others)), "minimum_effect": config.decision.minimum_effect,
         "config_sha256": sha256_json(config.resolved()), "data_sha256": data_sha256,
         "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"), "versions": _versions(),
@@ -125,6 +181,7 @@ def compute_lift(
     report["decision"] = decide(report, {n: _goal_test(comparison, n, config) for n in others}, config)
     for name, verdict in report["decision"]["verdict"].items():
         report["arms"][name]["verdict"] = verdict
+    report["threats"] = threats(report, context.audit)
     return report
 
 

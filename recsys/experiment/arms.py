@@ -263,10 +263,12 @@ def write_truth(config: ExperimentConfig, out: Path) -> Path | None:
     truth = {}
     for name in config.arms:
         found = market.true_outcomes(test, read_parquet(out / "arms" / name / "policy" / "policy.parquet", POLICY))
-        truth[name] = {"ctr": found["click_rate"], "engagement": found["engagement_rate"], "hide": found["hide_rate"]}
+        truth[name] = {"ctr": found["click_rate"], "engagement": found["engagement_rate"], "hide": found["hide_rate"],
+                       "conversion": found["conversion_rate"]}
         if "revenue_per_mille" in found:
             revenue, welfare = found["revenue_per_mille"], found["welfare_per_mille"]
             truth[name] |= {"revenue_per_mille": revenue, "cost_per_click": revenue / (1000 * found["click_rate"]),
+                            "cost_per_action": revenue / (1000 * found["conversion_rate"]),
                             "welfare_per_mille": welfare, "surplus_per_mille": welfare - revenue}
     write_json(out / "truth.json", truth)
     return out / "truth.json"

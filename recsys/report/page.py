@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recsys.errors import InputError
-from recsys.report import words
+from recsys.report import findings, words
 from recsys.stage import write_atomic
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def check(lift: Mapping[str, Any]) -> None:
 
 def html(lift: Mapping[str, Any], statement: Mapping[str, Any] | None) -> str:
     """The page as text."""
-    from recsys.report import plots
+    from recsys.report import evidence, plots
 
     arms = words.variants(lift)
     pictures: dict[str, str] = {}
@@ -55,9 +55,12 @@ def html(lift: Mapping[str, Any], statement: Mapping[str, Any] | None) -> str:
         pictures |= {"lift_wide": plots.lift_svg(lift), "lift_narrow": plots.lift_svg(lift, narrow=True)}
     if statement and statement["substitution"]["points"]:
         pictures |= {"cost_wide": plots.cost_svg(statement), "cost_narrow": plots.cost_svg(statement, narrow=True)}
+    pictures |= evidence.pictures(lift)
     return _template().render(
         lift=lift, statement=statement, arms=arms, pictures=pictures, style=_text("style.css"),
-        healthy=words.healthy(lift), headline=words.headline(lift, statement), threats=words.threats(lift),
+        healthy=words.healthy(lift), headline=words.headline(lift, statement),
+        segment_finding=findings.segment_finding(lift), segment_mark=findings.segment_mark,
+        disagreements=findings.disagreements(lift),
         goal=words.name_of(lift.get("goal", "goal metric")), level=words.level(lift),
         metrics=_metrics(lift), guards=words.guarded(lift.get("decision")), rule_words=words.rule_words,
         DECISIONS=words.DECISIONS, GUARDS=words.GUARDS, clouds=_clouds(statement), diagnostics=_diagnostics(lift),
@@ -72,21 +75,24 @@ def _text(name: str) -> str:
 
 @lru_cache(maxsize=1)
 def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     # Arm names and health details come from files: everything is escaped unless marked safe in the template.
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    environment = Environment(loader=FunctionLoader(_text), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+                              undefined=StrictUndefined)
     environment.filters |= {
         "pct": words.percent, "spct": words.signed_percent, "usd": words.money, "num": words.number,
         "span": words.interval_text, "usd_span": lambda i: words.interval_text(i, words.money),
         "pct_span": lambda i: words.interval_text(i, words.percent),
         "metric": words.name_of, "times": words.times, "months": words.months,
+        "plural": words.plural, "points": words.points, "p": words.p_value,
+        "first_word": lambda text: text.split(":")[0],
         "capitalize_first": lambda text: text[:1].upper() + text[1:], "when": words.when,
         "diagnostic": lambda k: words.name_of(k, words.DIAGNOSTICS),
         "value": lambda v, metric: words.value_of(metric, v),
         "value_span": lambda i, metric: words.interval_text(i, lambda v: words.value_of(metric, v)),
     }
-    return environment.from_string(_text("page.html"))
+    return environment.get_template("page.html")
 
 
 def _metrics(lift: Mapping[str, Any]) -> list[str]:

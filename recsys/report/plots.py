@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 INK, MUTED, RULE = "#1f2933", "#5f6b7a", "#d5dbe1"
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#007a5a"
-_STYLE: Any = {
+STYLE: Any = {
     "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],
     "font.size": 10.0, "text.color": INK, "axes.edgecolor": RULE, "axes.labelcolor": MUTED, "xtick.color": MUTED,
     "ytick.color": INK,
@@ -120,7 +120,11 @@ def _cost_axis(ax: Axes, floor: float, right: float, free: bool, most: int) -> N
     powers = list(range(math.ceil(math.log10(lowest)), math.floor(math.log10(right)) + 1))
     powers = powers[::max(1, math.ceil(len(powers) / most))]
     ticks = [10.0**p for p in powers]
-    labels = [f"${t:,.{max(0, -p)}f}" for t, p in zip(ticks, powers, strict=True)]
+    if len(ticks) < 3:  # a decade or two: its twos and fives as well
+        low = math.floor(math.log10(lowest))
+        ticks = [m * 10.0**p for p in range(low, math.ceil(math.log10(right)) + 1) for m in (1, 2, 5)
+                 if lowest <= m * 10.0**p <= right][:most + 1]
+    labels = [f"${t:,.{max(0, -math.floor(math.log10(t) + 1e-9))}f}" for t in ticks]
     if free:
         ticks, labels = [floor, *ticks], ["free", *labels]
     ax.set_xticks(ticks, labels)
@@ -137,7 +141,8 @@ def _break_even(ax: Axes, statement: Mapping[str, Any], left: float, right: floa
     ax.plot(xs, ys, color=ORANGE, linewidth=1.2, zorder=2, label=f"pays for itself above, at {money(ecpm)} eCPM")
 
 
-def _figure(width: float, height: float) -> Figure:
+def figure_of(width: float, height: float) -> Figure:
+    """An empty figure of that many inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -147,21 +152,21 @@ def lift_svg(lift: Mapping[str, Any], narrow: bool = False) -> str:
     """The interval plot as inline SVG, with its content in words as the accessible name."""
     import matplotlib
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         rows = len(variants(lift))
-        figure = _figure(NARROW if narrow else WIDE, 1.5 + rows * (0.75 if narrow else 0.52))
+        figure = figure_of(NARROW if narrow else WIDE, 1.5 + rows * (0.75 if narrow else 0.52))
         interval_plot(lift, figure.add_subplot(), narrow)
-        return _svg(figure, "lift-narrow" if narrow else "lift-wide", describe_lift(lift))
+        return svg(figure, "lift-narrow" if narrow else "lift-wide", describe_lift(lift))
 
 
 def cost_svg(statement: Mapping[str, Any], narrow: bool = False) -> str:
     """The substitution curve as inline SVG."""
     import matplotlib
 
-    with matplotlib.rc_context(_STYLE):
-        figure = _figure(NARROW if narrow else WIDE, 4.0 if narrow else 4.2)
+    with matplotlib.rc_context(STYLE):
+        figure = figure_of(NARROW if narrow else WIDE, 4.0 if narrow else 4.2)
         cost_plot(statement, figure.add_subplot(), narrow)
-        return _svg(figure, "cost-narrow" if narrow else "cost-wide", describe_cost(statement))
+        return svg(figure, "cost-narrow" if narrow else "cost-wide", describe_cost(statement))
 
 
 def describe_lift(lift: Mapping[str, Any]) -> str:
@@ -181,7 +186,8 @@ def describe_cost(statement: Mapping[str, Any]) -> str:
             f"Efficient: {', '.join(curve['frontier'])}. Cheapest not significantly below the best: {curve['chosen']}.")
 
 
-def _svg(figure: Figure, prefix: str, label: str) -> str:
+def svg(figure: Figure, prefix: str, label: str) -> str:
+    """The figure as inline SVG as wide as its column; ``prefix`` keeps its ids apart, ``label`` is it in words."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
@@ -207,10 +213,10 @@ def render_png(lift: Mapping[str, Any], out: str | Path, statement: Mapping[str,
 
     from recsys.stage import write_atomic
 
-    with matplotlib.rc_context({**_STYLE, "font.size": 11.0}):
+    with matplotlib.rc_context({**STYLE, "font.size": 11.0}):
         curve = bool(statement and statement["substitution"]["points"])
         rows = len(variants(lift))
-        figure = _figure(9.0, (1.6 + 0.5 * rows) + (4.4 if curve else 0))
+        figure = figure_of(9.0, (1.6 + 0.5 * rows) + (4.4 if curve else 0))
         grid = figure.add_gridspec(2 if curve else 1, 1, height_ratios=[1.6 + 0.5 * rows, 4.4] if curve else [1])
         top = figure.add_subplot(grid[0])
         interval_plot(lift, top)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from recsys.report.findings import terminal_notes
 from recsys.report.page import check
 from recsys.report.words import (
     headline,
@@ -57,4 +58,6 @@ def render_terminal(lift: Mapping[str, Any], statement: Mapping[str, Any] | None
         if not health.get("ok", True):
             console.print(f"FAILED  {health['check']}: {health.get('detail', '')}", markup=False, highlight=False)
     console.print(table)
+    for note in terminal_notes(lift):
+        console.print(note, markup=False, highlight=False)
     return buffer.getvalue()

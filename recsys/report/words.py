@@ -9,20 +9,23 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from recsys.evaluation.threats import UNITS
+
 _THIN = "\u202f"  # narrow no-break space: a number never parts from its unit
 _MINUS = "\u2212"
 
 GOALS = {"cost_per_click": "advertisers' cost per click", "latency_ms": "scoring time per request",
-         "surplus_per_mille": "advertisers' surplus per thousand",
+         "cost_per_action": "advertisers' cost per action", "diversity": "diversity (effective number of ads)",
+         "fill": "fill at the reserve", "surplus_per_mille": "advertisers' surplus per thousand",
          "welfare_per_mille": "advertisers' value per thousand", "ctr": "click-through rate",
          "engagement": "engaged clicks", "revenue_per_mille": "ad revenue per thousand",
          "conversion": "conversion rate", "hide": "hide rate", "dwell_ms": "dwell time"}
-UNITS = {"user_id": "user", "group_id": "story", "request_id": "request"}
 METHODS = {"offpolicy": "off-policy estimation from logged propensities", "randomized": "randomised test"}
 DIAGNOSTICS = {"ess": "effective sample size", "effective_clicks": "effective clicks", "max_weight": "largest weight",
                "mean_weight": "mean weight", "mean_weight_se": "its standard error",
                "top_1_percent_weight_share": "weight held by the top 1 %",
-               "support_gaps": "support gaps"}
+               "support_gaps": "support gaps", "viewers_of_picks": "viewers of its picks",
+               "clicks_of_picks": "clicks of its picks"}
 DECISIONS = {"Ship": ("▲", "better"), "Roll back": ("▼", "worse"), "Review": ("◇", "inconclusive"),
              "Not enough data": ("◆", "inconclusive")}
 """Verdict of the decision rule -> sign, and the class that colours it; the words stand beside it."""
@@ -58,6 +61,21 @@ def percent(value: float | None, signed: bool = False, digits: int | None = None
 def signed_percent(value: float | None, digits: int | None = None) -> str:
     """A lift, with its sign."""
     return percent(value, signed=True, digits=digits)
+
+
+def plural(unit: str) -> str:
+    """The plural of a unit's name: users, stories."""
+    return f"{unit[:-1]}ies" if unit.endswith("y") else f"{unit}s"
+
+
+def points(value: float | None) -> str:
+    """A difference of lifts in percentage points."""
+    return "–" if value is None else f"{value * 100:.{_digits(value) if value else 0}f} points"
+
+
+def p_value(value: float | None) -> str:
+    """A p-value with two significant digits, tiny ones as a bound: the digits of 1e-29 mean nothing."""
+    return "–" if value is None else "< 0.0001" if value < 1e-4 else f"{value:.2g}"
 
 
 def level(lift: Mapping[str, Any]) -> str:
@@ -112,11 +130,11 @@ def number(value: Any) -> str:
 
 def value_of(metric: str, value: float | None) -> str:
     """A metric's own value: rates as percentages, revenue as dollars, the rest as numbers."""
-    if metric.endswith("_per_mille") or metric == "cost_per_click":
+    if metric.endswith("_per_mille") or metric in ("cost_per_click", "cost_per_action"):
         return money(value)
     if metric == "latency_ms":
         return "–" if not _finite(value) else f"{number(value)}{_THIN}ms"
-    rate = metric in ("ctr", "conversion", "hide", "engagement") or metric.endswith("_rate")
+    rate = metric in ("ctr", "conversion", "hide", "engagement", "fill") or metric.endswith("_rate")
     if not rate or not _finite(value) or not value:
         return percent(value) if rate else number(value)
     # Three significant digits: arms differ by a few per cent of a rate, which is itself a per cent or so.
@@ -243,30 +261,4 @@ def rule_words(rule: Mapping[str, Any], alpha: float | None = None) -> list[tupl
         else:
             line = f"{name} must stay {'above' if high else 'below'} {value_of(guard['metric'], guard['limit'])}"
         out.append(("Guardrail", line))
-    return out
-
-
-def threats(lift: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What could make the numbers wrong although every check passed: (threat, why)."""
-    unit = UNITS.get(lift.get("unit", ""), lift.get("unit", "unit"))
-    several = len(variants(lift))
-    out = [
-        ("Interference", "Arms share auctions and budgets in real traffic. An offline estimate holds the other "
-                         "side fixed, so advertisers' and users' reactions are not in it."),
-        ("Novelty and drift", "The estimate is about the period and the ads of the log. It says nothing about "
-                              "seasons, or about a policy that users have grown used to."),
-        ("Selection", f"Intervals treat each {unit} as independent of the others and the log as typical of the traffic "
-                      "the model would meet."),
-    ]
-    if lift.get("method") == "offpolicy":
-        out.append(("Logged propensities", "Every estimate reweights what another policy showed. It stands on the "
-                                           "logged probabilities being right, and on that policy having tried what the "
-                                           "arm would do; weights and support are in the diagnostics."))
-    if several > 1 and str(lift.get("multiplicity", "none")).startswith("none"):
-        out.append(("Several comparisons", f"{several} arms are compared with the baseline and the intervals are not "
-                                           "widened for that: the best of several looks better than it is."))
-    if not lift.get("peeking"):
-        out.append(("Peeking", "The intervals hold for one look at data whose size was fixed beforehand."))
-    out.append(("Prices", "Costs are measured seconds times dated list and spot prices of one machine. Your contract, "
-                          "region and load will differ."))
     return out

@@ -40,7 +40,7 @@ def test_offpolicy_report_has_what_its_readers_need(tmp_path):
     assert good["absolute_lift"]["estimate"] == pytest.approx(good["value"] - read["arms"]["logged"]["value"])
     assert good["cost_per_mille_usd"] == 0.02
     assert good["secondary"]["revenue_per_mille"]["covers_truth"] is True
-    assert set(good["secondary"]) == {"engagement", "revenue_per_mille", "cost_per_click"}
+    assert set(good["secondary"]) == {"engagement", "revenue_per_mille", "cost_per_click", "diversity"}
     assert good["label"] == "confirmatory"
     assert read["pairwise"]["uniform vs good"]["difference"]["high"] < 0
     assert read["healthy"]

@@ -129,11 +129,14 @@ def test_both_sides_of_the_market_agree_with_the_simulators_truth(out: Path):
     for name in ("ids_only", "hashed_text"):
         found = lift["arms"][name]["secondary"]
         assert {"engagement", "revenue_per_mille", "welfare_per_mille", "surplus_per_mille", "cost_per_click",
-                "hide"} == found.keys()
-        for metric, one in found.items():
+                "hide", "conversion", "cost_per_action", "diversity", "fill"} == found.keys()
+        for metric in found.keys() - {"diversity", "fill"}:  # they are the policy's own: nothing to estimate
+            one = found[metric]
+            if metric in ("conversion", "cost_per_action") and "refused" in one:  # this small log has few of them
+                continue
             low, high = one["value_interval"]["low"], one["value_interval"]["high"]
             assert abs(one["true_value"] - one["value"]) <= high - low, metric
-        value = {m: found[m]["true_value"] for m in found}
+        value = {m: one["true_value"] for m, one in found.items() if "true_value" in one}
         assert value["welfare_per_mille"] == pytest.approx(value["revenue_per_mille"] + value["surplus_per_mille"])
 
 

@@ -6,15 +6,12 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy.special import bdtr, bdtrc, stdtr
-from scipy.stats import kstest
 from statsmodels.stats.power import NormalIndPower
 from statsmodels.stats.proportion import proportion_effectsize
 
 from recsys.errors import InputError, Refused
+from recsys.evaluation.aa import MOST_UNITS, aa_of_sums
 from recsys.evaluation.ab.units import Metric, Units
-
-AA_BLOCK = 64
 
 
 def _rates(base: float, other: float, alpha: float, power: float) -> None:
@@ -58,7 +55,7 @@ def detectable_lift(base: float, units: int, alpha: float = 0.05, power: float =
 
 
 def aa_test(units: Units, metric: Metric, draws: int = 1000, alpha: float = 0.05, seed: int = 0,
-            most: int = 50_000) -> dict[str, Any]:
+            most: int = MOST_UNITS) -> dict[str, Any]:
     """Does the test keep its level on these very units? Arms are drawn anew, so that no difference exists.
 
     Units (at most ``most`` of them, drawn at random) are split in half ``draws`` times; the Welch test of the metric
@@ -68,48 +65,6 @@ def aa_test(units: Units, metric: Metric, draws: int = 1000, alpha: float = 0.05
         ``rejected`` share, ``low`` and ``high`` (99 % binomial range of that share under the level), ``uniformity_p``
         (Kolmogorov-Smirnov), ``ok``.
     """
-    rng = np.random.default_rng(seed)
     a = units.values[metric.numerator]
     b = np.ones_like(a) if metric.denominator is None else units.values[metric.denominator]
-    if len(a) < 20:
-        raise Refused(f"{len(a)} units: an A/A test needs at least 20")
-    if len(a) > most:
-        kept = rng.choice(len(a), most, replace=False)
-        a, b = a[kept], b[kept]
-    columns = np.stack([a, b, a * a, a * b, b * b], axis=1)
-    total, n = columns.sum(axis=0), len(a)
-    p_values: list[np.ndarray] = []
-    for at in range(0, draws, AA_BLOCK):
-        mask = rng.random((min(AA_BLOCK, draws - at), n)) < 0.5
-        first = mask.astype(np.float64) @ columns
-        size = mask.sum(axis=1)
-        p_values.append(_p_values((first, size), (total - first, n - size)))
-    p = np.concatenate(p_values)
-    p = p[np.isfinite(p)]
-    if len(p) < draws / 2:
-        raise Refused(f"{metric.name} has too few events for an A/A test")
-    rejected = int((p <= alpha).sum())
-    grid = np.arange(len(p) + 1)
-    inside = grid[(bdtr(grid, len(p), alpha) > 0.005) & (bdtrc(grid - 1, len(p), alpha) > 0.005)]
-    uniform = float(kstest(p, "uniform").pvalue)
-    return {"draws": len(p), "units": n, "alpha": alpha, "rejected": rejected / len(p),
-            "low": float(inside[0]) / len(p), "high": float(inside[-1]) / len(p), "uniformity_p": uniform,
-            "ok": bool(inside[0] <= rejected <= inside[-1])}
-
-
-def _p_values(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    value, error, size = [], [], []
-    for sums, n in (first, second):
-        a, b, aa, ab, bb = sums.T
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = a / b
-            # sum of (a - R b)^2 over units: their mean is 0, so this is (n - 1) times the linearised variance
-            spread = (aa - 2 * ratio * ab + ratio**2 * bb) / (n - 1)
-            value.append(ratio)
-            error.append(spread / (b / n) ** 2 / n)
-        size.append(n)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        both = error[0] + error[1]
-        df = both**2 / (error[0] ** 2 / (size[0] - 1) + error[1] ** 2 / (size[1] - 1))
-        p: np.ndarray = 2 * stdtr(df, -np.abs(value[0] - value[1]) / np.sqrt(both))
-    return p
+    return aa_of_sums(a, b, draws, alpha, seed, most, metric.name)

@@ -1,0 +1,299 @@
+"""The shape of ``lift.json``."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from recsys.report.shapes import Ends, Interval, Open, Sha256, Share
+
+Label = Literal["confirmatory", "exploratory"]
+Verdict = Literal["Ship", "Roll back", "Review", "Not enough data"]
+
+
+class Truth(Open):
+    """What a simulator knows; absent for real data."""
+
+    true_value: float | None = None
+    true_lift: float | None = None
+    covers_truth: bool | None = None
+    value_covers_truth: bool | None = None
+
+
+class Reading(Open):
+    """How a lift was intervalled; ``refused``: not at all, and why."""
+
+    se: float | None = None
+    label: Label | None = None
+    interval_method: str | None = None
+    refused: str | None = None
+
+
+class Metric(Truth, Reading):
+    """A metric beside the goal. Refused: too few events of its own, then without intervals."""
+
+    value: float
+    value_interval: Ends | None
+    lift: Interval | None
+    absolute_lift: Interval | None = None
+    interval_reason: str | None = None
+
+
+class Unadjusted(Open):
+    """The lift without the outcome model, and the share of its variance that the model saves."""
+
+    estimator: str
+    lift: Interval
+    se: float | None
+    variance_reduction: float | None
+
+
+class Encoder(Open):
+    """The content encoder of an arm."""
+
+    name: str
+    kind: str
+    model: str | None
+
+
+class Arm(Truth):
+    """One arm on the goal."""
+
+    lift: Interval
+    absolute_lift: Interval
+    p_value: Share | None
+    se: float | None
+    value: float
+    value_interval: Ends
+    n: int
+    clusters: int
+    numerator: float | None = None
+    denominator: int | None = None
+    interval_method: str
+    label: Label
+    interval_reason: str
+    secondary: dict[str, Metric]
+    diagnostics: dict[str, Any]
+    unadjusted: Unadjusted | None = None
+    cost_per_mille_usd: float | None
+    cost_per_mille_interval: Ends | None
+    latency_ms: float | None = None
+    verdict: Verdict | None = None
+    encoder: Encoder | None = None
+
+
+class Pair(Open):
+    """Two arms on the same data: the difference is lift(arm) - lift(against)."""
+
+    arm: str
+    against: str
+    difference: Interval
+    lift: Interval
+    p_value: Share | None
+    interval_method: str
+
+
+class Check(Open):
+    """A health check."""
+
+    check: str
+    ok: bool
+    detail: str
+
+
+class NotChecked(Open):
+    """A health check that the method leaves no room for."""
+
+    check: str
+    why: str
+
+
+class Bound(Open):
+    """What a guardrail tolerates."""
+
+    better: Literal["higher", "lower"]
+    tolerated: float
+    limit: float | None = None
+
+
+class Guardrail(Bound):
+    """A guardrail's reading; ``change`` is a lift, ``value`` stands beside a ``limit``."""
+
+    status: Literal["kept", "harmed", "unclear"]
+    change: Interval | None
+    value: float | None = None
+    note: str | None = None
+
+
+class RuleGuardrail(Bound):
+    """A guardrail as the rule states it."""
+
+    metric: str
+
+
+class Rule(Open):
+    """The decision rule, as it was registered and hashed."""
+
+    goal: str
+    baseline: str
+    method: str
+    unit: str
+    confidence: float
+    minimum_effect: float
+    guardrails: list[RuleGuardrail]
+    multiplicity: Literal["none", "holm", "bh"]
+    peeking: Literal["fixed", "always_valid"]
+    looks: int
+    tuning: float
+    segments: list[str]
+    segment_values: int
+
+
+class Power(Open):
+    """Was the log large enough to tell a lift of the minimum effect (``asked``) from none?"""
+
+    power: float
+    detectable_lift: float | None
+    asked: float | None
+    units: int
+    reached: bool | None
+    units_needed: int | None
+
+
+class Decision(Open):
+    """The rule applied: by arm, without the baseline. ``sha256`` is of the rule."""
+
+    rule: Rule
+    sha256: Sha256
+    alpha: float
+    verdict: dict[str, Verdict]
+    why: dict[str, str]
+    goal: dict[str, Literal["met", "missed", "open"]]
+    p_value: dict[str, Share]
+    p_adjusted: dict[str, Share]
+    guardrails: dict[str, dict[str, Guardrail]]
+    detectable_lift: dict[str, float | None]
+    power: dict[str, Power]
+    registered: str | None = None
+    looks: int | None = None
+
+
+class AA(Open):
+    """An arm's standard error tried on halves of its own units; ``low`` and ``high``: 99 % range of ``rejected``."""
+
+    draws: int | None = None
+    units: int | None = None
+    alpha: float | None = None
+    rejected: Share | None = None
+    low: Share | None = None
+    high: Share | None = None
+    uniformity_p: Share | None = None
+    ok: bool | None = None
+    refused: str | None = None
+
+
+class Look(Open):
+    """The lift on all rows up to ``until``: an always-valid interval, and the interval of a single look."""
+
+    until: str
+    n: int
+    units: int
+    lift: Interval
+    one_look: Interval
+
+
+class Halves(Open):
+    """The lift in each half of the time, and the p-value of their difference."""
+
+    first: Interval | None
+    second: Interval | None
+    p_value: Share | None
+
+
+class Growth(Open):
+    """The lift as the data grew; ``refused``: the log has nothing to order it by."""
+
+    column: str | None = None
+    looks: int | None = None
+    tuning: float | None = None
+    confidence: float | None = None
+    arms: dict[str, list[Look]] | None = None
+    halves: dict[str, Halves] | None = None
+    refused: str | None = None
+
+
+class Size(Open):
+    """Rows and independent units of a segment."""
+
+    n: int
+    clusters: int
+
+
+class SegmentLift(Reading):
+    """An arm's lift in a segment, as measured and shrunk towards its overall lift; p-values are against no lift."""
+
+    lift: Interval | None = None
+    shrunk: Interval | None = None
+    p_value: Share | None = None
+    p_adjusted: Share | None = None
+
+
+class Wald(Open):
+    """Test of equal lifts in all segments of a column."""
+
+    statistic: float
+    df: int
+    p_value: Share
+    p_adjusted: Share
+
+
+class SegmentArm(Open):
+    """An arm over a column's segments; ``between_sd``: estimated spread of the true lifts, null if not shrunk."""
+
+    heterogeneity: Wald | None
+    between_sd: float | None
+    values: dict[str, SegmentLift]
+
+
+class SegmentColumn(Open):
+    """A column that the experiment file named beforehand."""
+
+    values: dict[str, Size]
+    arms: dict[str, SegmentArm]
+
+
+class Threat(Open):
+    """A threat to validity, and what this log says of it."""
+
+    threat: str
+    why: str
+    evidence: str | None
+
+
+class Lift(Open):
+    """The lift report of an experiment."""
+
+    experiment: str
+    goal: str
+    method: Literal["offpolicy", "randomized"]
+    unit: str
+    confidence: float
+    baseline: str
+    arms: dict[str, Arm]
+    pairwise: dict[str, Pair]
+    health: list[Check]
+    healthy: bool
+    not_checked: list[NotChecked]
+    aa: dict[str, AA]
+    growth: Growth
+    segments: dict[str, SegmentColumn]
+    threats: list[Threat]
+    multiplicity: str
+    peeking: str
+    minimum_effect: float
+    config_sha256: Sha256
+    data_sha256: Sha256
+    created: str
+    versions: dict[str, str]
+    decision: Decision
+    seed: int | None = None
+    retrieval: dict[str, dict[str, Any]] | None = None
