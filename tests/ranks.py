@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import socket
 import traceback
 from collections.abc import Callable
@@ -34,10 +35,11 @@ def _rank(rank: int, size: int, port: int, to: Connection, function: Callable[..
     torch.manual_seed(0)
     try:
         world = World.from_environment("cpu")
-        to.send((True, function(world, *args)))
+        # Plain pickle: multiprocessing's own would hand tensors over in memory that ends with the process.
+        to.send_bytes(pickle.dumps((True, function(world, *args))))
         world.close()
     except BaseException:
-        to.send((False, traceback.format_exc()))
+        to.send_bytes(pickle.dumps((False, traceback.format_exc())))
 
 
 def run_ranks(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
@@ -53,7 +55,7 @@ def run_ranks(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     try:
         for rank, end in enumerate(ends):
             assert end.poll(240), f"rank {rank} says nothing"
-            good, result = end.recv()
+            good, result = pickle.loads(end.recv_bytes())
             assert good, f"rank {rank}: {result}"
             found.append(result)
     finally:

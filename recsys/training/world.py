@@ -93,6 +93,15 @@ class World:
                                     rank=rank, world_size=size)
         return world
 
+    def group(self) -> dist.ProcessGroup:
+        """The process group of all ranks; a world of one makes one of its own where a backend asks for it."""
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0,
+                                    world_size=1)
+        group = dist.group.WORLD
+        assert group is not None
+        return group
+
     @property
     def is_main(self) -> bool:
         """Whether this is rank 0: the one that writes."""

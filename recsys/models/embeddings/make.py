@@ -45,8 +45,11 @@ def make_embeddings(backend: str, tables: list[Table], dim: int, options: Sparse
             return DenseEmbeddings(tables, dim, options, device, seed)
         if backend == "fused":
             return FusedEmbeddings(tables, dim, options, device, seed)
-        from recsys.models.embeddings.sharded import ShardedEmbeddings  # torchrec.distributed takes seconds to import
+        # torchrec.distributed takes seconds to import
+        from recsys.models.embeddings.sharded import ShardedEmbeddings
 
+        if world is None:
+            raise ValueError("the sharded backend needs a world, if only World.single")
         return ShardedEmbeddings(tables, dim, options, device, seed, world, parallel)
 
 
