@@ -38,7 +38,8 @@ def build_model(encoder: FeatureEncoder, config: ModelConfig, content: np.ndarra
     if config.kind not in KINDS:
         raise InputError("not a ranker of impressions", column="model.kind", got=config.kind,
                          expected=" or ".join(KINDS))
-    tables = [Table(name, encoder.tables[name].rows, features) for name, features in encoder.features.items()]
+    tables = [Table(name, encoder.tables[name].rows, features, bool({*features} & {*encoder.sequence}))
+              for name, features in encoder.features.items()]
     embeddings = None
     if tables:
         embeddings = make_embeddings(config.embeddings, tables, config.embedding_dim, options, device, world,

@@ -28,11 +28,13 @@ class Table:
         name: table name.
         rows: number of rows; row 0 is the out-of-vocabulary row.
         features: keys of the KeyedJaggedTensor that look rows up in it.
+        lists: bags may hold several rows, which are averaged; False: none or one, whose sum is the mean.
     """
 
     name: str
     rows: int
     features: tuple[str, ...]
+    lists: bool = True
 
 
 @dataclass(frozen=True)
