@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from recsys import __version__
-from recsys.errors import InputError, RecsysError
+from recsys.errors import InputError, RecsysError, Stopped
 from recsys.evaluation.ab.commands import ab, power
 from recsys.evaluation.offpolicy.commands import ope, thompson_policy
 from recsys.experiment.commands import ledger
@@ -214,6 +214,9 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:  # a full disk, a read-only folder: the user's to mend, so no traceback
         typer.echo(f"error: {error.filename or 'input/output'}: {error.strerror or error}", err=True)
         sys.exit(1)
+    except Stopped as stopped:
+        log.warning("%s; the same command goes on from here", stopped)
+        sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         log.warning("interrupted; the same command goes on from here")
         sys.exit(130)

@@ -62,3 +62,13 @@ class Refused(RecsysError):
     """The evidence cannot carry the number that was asked for; the message says why and what would mend it."""
 
     exit_code = 3
+
+
+class Stopped(KeyboardInterrupt):
+    """Work was asked to end (SIGTERM) and has saved where it stands; the message says where.
+
+    Not a :class:`RecsysError`: nothing is cleared away, the same command goes on. The command line exits with
+    128 + 15, as a process does that SIGTERM has ended.
+    """
+
+    exit_code = 143

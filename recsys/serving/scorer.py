@@ -10,7 +10,7 @@ import torch
 
 from recsys.features.batches import gather
 from recsys.models.bundle import Bundle, load_bundle
-from recsys.training.loop import mean_logits
+from recsys.training.evaluate import mean_logits
 
 _CHUNK = 16_384
 

@@ -1,182 +1,199 @@
-"""The training loop of one ranker, and evaluation of one or several."""
+"""The training of one ranker, from its last checkpoint to its best weights."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from recsys.config import TrainingConfig
-from recsys.errors import RecsysError
-from recsys.features.batches import Batch
+from recsys.errors import RecsysError, Stopped
 from recsys.features.stream import StreamLoader
 from recsys.log import log
 from recsys.models.ranker import Ranker
-from recsys.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from recsys.training.checkpoint import Checkpoints, Found, TrainState
 from recsys.training.journal import Journal
-from recsys.training.metrics import StreamingMetrics
+from recsys.training.schedules import Schedules
+from recsys.training.step import Stepper
+from recsys.training.stop import StopRequest
+from recsys.training.world import World
 
-_EVALUATION_ROWS = 16_384
+Heads = list[dict[str, Any]]
+_AGREE_STEPS = 8  # steps between the questions that several ranks ask each other: stop? save?
 
 
-def binomial_loss(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Negative log likelihood of successes among trials, summed, and the trials it is a sum over.
+@dataclass
+class TrainingRun:
+    """One ranker's training run.
 
-    -s log p - (t - s) log(1 - p) = t softplus(z) - s z, weighted by the rows' weights; both results are scalars.
+    Attributes:
+        model, optimizer: freshly made; ``optimizer`` is of the dense parameters.
+        stepper: makes the steps.
+        loader: training rows, of this rank.
+        validate: metrics of the model on held-out rows, one dict a head, the same on all ranks; None: no validation.
+        config: the experiment file's section.
+        checkpoints, journal, world: where the run is kept, told, and spread.
     """
-    weight = batch.weight.unsqueeze(1)
-    loss = (weight * (batch.trials * functional.softplus(logits) - batch.successes * logits)).sum()
-    return loss, (weight * batch.trials).sum()
 
+    model: Ranker
+    optimizer: torch.optim.Optimizer
+    stepper: Stepper
+    loader: StreamLoader
+    validate: Callable[[], Heads] | None
+    config: TrainingConfig
+    checkpoints: Checkpoints
+    journal: Journal
+    world: World
 
-def make_optimizer(model: Ranker, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW over the dense parameters; matrices decay, biases do not."""
-    parameters = model.dense_parameters()
-    groups = [{"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
-              {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.dense_lr, fused=True)
+    def train(self, state: TrainState, found: Found | None = None) -> TrainState:
+        """Train to the end; the model then holds the weights of the best evaluation, or the last without validation.
 
+        Args:
+            state: where the run stands; advanced in place.
+            found: the checkpoint that ``state`` comes from, None at the start.
 
-def evaluate(models: Sequence[Ranker], loader: StreamLoader, device: torch.device) -> list[dict[str, Any]]:
-    """Metrics of the models' mean probability, one dict a head.
+        Returns:
+            The final state.
 
-    Args:
-        models: one ranker, or an ensemble.
-        loader: labelled rows; their order does not matter.
-    """
-    heads = len(models[0].head_names)
-    metrics = [StreamingMetrics() for _ in range(heads)]
-    for model in models:
-        model.eval()
-    with loader.epoch() as batches, torch.no_grad():
-        for batch in batches:
-            logits = mean_logits(models, batch.to(device))
-            weight = batch.weight.numpy()[:, None].astype(np.float64)
-            trials, successes = batch.trials.numpy() * weight, batch.successes.numpy() * weight
-            for h in range(heads):
-                metrics[h].update(logits[:, h], trials[:, h], successes[:, h])
-    return [m.result() for m in metrics]
+        Raises:
+            RecsysError: the loss is not finite any more.
+            Stopped: SIGTERM came; everything is saved.
+        """
+        self.state = state
+        device = next(self.model.parameters()).device
+        # Sums stay on the device and are read now and then: reading them every step would make a GPU wait.
+        self._sums = torch.zeros(2, dtype=torch.float64, device=device)
+        self._schedules = Schedules(self.config, self.config.epochs * self.loader.batches, self.optimizer,
+                                    self.model.embeddings)
+        if found is not None:
+            self._sums.copy_(self.checkpoints.restore(found, self.model, self.optimizer))
+            log.info("goes on from %s", found.folder)
+        self._schedules.set(self.state.step)
+        try:
+            with StopRequest() as self._stop:
+                while not self.state.done:
+                    self._epoch()
+            self.checkpoints.load_best(self.state, self.model)
+        finally:
+            self.checkpoints.close()
+        return self.state
 
+    def _epoch(self) -> None:
+        state, config = self.state, self.config
+        self.model.train()
+        self._saved = self._clock = time.perf_counter()
+        self._rows = 0
+        with self.loader.epoch(state.epoch, state.batch) as self._batches:
+            for loss, trials, rows in self.stepper.run(self._batches):
+                self._sums += torch.stack([loss, trials])
+                self._rows += rows
+                state.batch += 1
+                state.step += 1
+                self.journal.advance(rows)
+                if state.step % config.log_steps == 0:
+                    self._tell()
+                last = state.batch == self.loader.batches
+                better = False
+                if config.evaluate_steps and state.step % config.evaluate_steps == 0 and not last:
+                    better = self._evaluate()
+                self._schedules.set(state.step)
+                stop, due = self._agree()
+                if state.done:
+                    state.epochs.append({"epoch": state.epoch, "batches": state.batch,
+                                         "loss": state.loss / max(state.trials, 1e-12),
+                                         "validation": state.evaluations[-1]["validation"]})
+                if better or due or stop or state.done:
+                    self._save()
+                if stop:
+                    raise Stopped(f"SIGTERM: saved after step {state.step:,} ({state.name})")
+                if state.done:
+                    return
+        if state.batch != self.loader.batches:
+            raise RuntimeError(f"epoch {state.epoch} ended after {state.batch} of {self.loader.batches} batches")
+        self._end_of_epoch()
 
-def mean_logits(models: Sequence[Ranker], batch: Batch) -> np.ndarray:
-    """Log odds of the models' mean probability, float64 [B, H]."""
-    z = np.stack([model(batch).double().cpu().numpy() for model in models])
-    if len(z) == 1:
-        return np.asarray(z[0])
-    # log p and log (1 - p) of the mean, each by log-sum-exp, so that extreme odds stay exact
-    return np.asarray(np.logaddexp.reduce(-np.logaddexp(0, -z)) - np.logaddexp.reduce(-np.logaddexp(0, z)))
-
-
-def train_member(model: Ranker, loader: StreamLoader, validation: StreamLoader | None, config: TrainingConfig,
-                 checkpoint: Path, journal: Journal, member: int = 0) -> TrainState:
-    """Train one ranker to the end, from its checkpoint where there is one.
-
-    With a validation slice the weights of the best epoch are kept, and ``config.patience`` epochs without a better
-    one end the training.
-
-    Args:
-        model: freshly initialised.
-        loader: training rows; validation: held-out rows, or None.
-        checkpoint: file, read and replaced.
-        journal: the record of the run; ``member``: which of an ensemble this is.
-
-    Returns:
-        The final state; the model holds the final (best) weights.
-
-    Raises:
-        RecsysError: the loss is not finite any more.
-    """
-    optimizer = make_optimizer(model, config)
-    state, best = TrainState(), None
-    if checkpoint.is_file():
-        state, best = load_checkpoint(checkpoint, model, optimizer)
-        log.info("resumed %s at epoch %d, batch %d", checkpoint.stem, state.epoch, state.batch)
-    journal.member(member, state.epoch * loader.batches + state.batch, state.samples)
-    while not state.done:
-        _train_epoch(model, optimizer, loader, state, config, journal,
-                     lambda: save_checkpoint(checkpoint, model, optimizer, state, best))  # noqa: B023
+    def _end_of_epoch(self) -> None:
+        state = self.state
+        self._tell()
         line: dict[str, Any] = {"epoch": state.epoch, "loss": state.loss / max(state.trials, 1e-12)}
-        if validation is not None:
-            found = evaluate([model], validation, next(model.parameters()).device)
-            line["validation"] = found[0]
-            journal.evaluation(epoch=state.epoch, step=state.epoch * loader.batches + state.batch,
-                               heads=dict(zip(model.head_names, found, strict=True)))
-            score = float(sum(f["log_loss"] or 0.0 for f in found))
-            if state.best is None or score < state.best:
-                state.best, state.best_epoch, state.stale = score, state.epoch, 0
-                best = model.weights()
-            else:
-                state.stale += 1
+        state.epoch, state.batch = state.epoch + 1, 0
+        self._evaluate(line)
         state.epochs.append(line)
-        log.info("%s", _describe(checkpoint.stem, line))
-        state.epoch, state.batch, state.loss, state.trials = state.epoch + 1, 0, 0.0, 0.0
-        state.done = state.epoch >= config.epochs or bool(config.patience and state.stale >= config.patience)
-        if state.done and best is not None:
-            model.load_weights(best)
-            best = None
-        save_checkpoint(checkpoint, model, optimizer, state, best)
-    return state
+        state.loss, state.trials = 0.0, 0.0
+        self._sums.zero_()
+        state.done = state.done or state.epoch >= self.config.epochs
+        self._save()
 
+    def _evaluate(self, line: dict[str, Any] | None = None) -> bool:
+        """Measure on the validation slice: is this the best so far, is it time to stop?
 
-def _train_epoch(model: Ranker, optimizer: torch.optim.Optimizer, loader: StreamLoader, state: TrainState,
-                 config: TrainingConfig, journal: Journal, save: Callable[[], None]) -> None:
-    device = next(model.parameters()).device
-    embeddings = model.embeddings
-    model.train()
-    # Sums stay on the device and are read once an interval: reading them every batch would make a GPU wait.
-    sums = torch.tensor([state.loss, state.trials], dtype=torch.float64, device=device)
-    started = saved = time.perf_counter()
+        Args:
+            line: of the epoch that ends here; None within an epoch.
 
-    def settle(stalled: float) -> None:
-        nonlocal started
-        state.loss, state.trials = (float(v) for v in sums.tolist())
+        Returns:
+            Whether the weights are the best so far, and so must be saved.
+        """
+        state = self.state
+        if self.validate is None:
+            return False
+        epoch = state.epoch if line is None else line["epoch"]
+        self._settle()
+        with self.stepper.paused():
+            heads = self.validate()
+        self.model.train()
+        self._clock = time.perf_counter()
+        self.journal.evaluation(epoch=epoch, step=state.step,
+                                heads=dict(zip(self.model.head_names, heads, strict=True)))
+        if line is not None:
+            line["validation"] = heads[0]
+        else:
+            state.evaluations.append({"epoch": epoch, "step": state.step, "validation": heads[0]})
+        score = float(sum(h["log_loss"] or 0.0 for h in heads))
+        better = state.best is None or score < state.best
+        if better:
+            state.best, state.best_epoch, state.best_checkpoint, state.stale = score, epoch, state.name, 0
+        else:
+            state.stale += 1
+        state.done = bool(self.config.patience and state.stale >= self.config.patience)
+        return better
+
+    def _agree(self) -> tuple[bool, bool]:
+        """Whether to stop, and whether a checkpoint is due: the same answer on all ranks, after the same step."""
+        stop = self._stop.asked
+        due = time.perf_counter() - self._saved > self.config.checkpoint_seconds
+        if self.world.size == 1:
+            return stop, due
+        if self.state.step % _AGREE_STEPS:
+            return False, False
+        asked = self.world.all_reduce_sum(np.array([stop, due and self.world.is_main], np.int64))
+        return bool(asked[0]), bool(asked[1])
+
+    def _settle(self) -> None:
+        """Bring the state's sums and clocks up to the last step; all ranks together."""
+        state = self.state
+        loss, trials, rows = self.world.all_reduce_sum(
+            np.array([*self._sums.tolist(), self._rows], np.float64)).tolist()
+        if not np.isfinite(loss):
+            raise RecsysError(f"training diverged in epoch {state.epoch}: the loss is not finite; lower "
+                              f"training.dense_lr ({self.config.dense_lr}) or training.sparse_lr "
+                              f"({self.config.sparse_lr}), or set training.clip_norm")
         now = time.perf_counter()
-        state.seconds, state.stalled, started = state.seconds + now - started, state.stalled + stalled, now
+        state.loss, state.trials, state.samples = loss, trials, state.samples + int(rows)
+        state.seconds, state.stalled = state.seconds + now - self._clock, state.stalled + self._batches.stalled
+        self._clock, self._rows, self._batches.stalled = now, 0, 0.0
 
-    def write(step: int) -> None:
-        journal.step(epoch=state.epoch, step=step, samples=state.samples, loss=state.loss, trials=state.trials,
-                     sparse_lr=config.sparse_lr, dense_lr=config.dense_lr, seconds=state.seconds, stalled=state.stalled)
+    def _tell(self) -> None:
+        self._settle()
+        state = self.state
+        self.journal.step(epoch=state.epoch, step=state.step, samples=state.samples, loss=state.loss,
+                          trials=state.trials, seconds=state.seconds, stalled=state.stalled,
+                          **self._schedules.rates())
 
-    with loader.epoch(state.epoch, state.batch) as batches:
-        for batch in batches:
-            batch = batch.to(device)
-            optimizer.zero_grad(set_to_none=True)
-            if embeddings is not None:
-                embeddings.zero_grad()
-            loss, trials = binomial_loss(model(batch), batch)
-            (loss / trials.clamp_min(1e-12)).backward()
-            optimizer.step()
-            if embeddings is not None:
-                embeddings.step()
-            sums += torch.stack([loss.detach(), trials.detach()])
-            state.batch += 1
-            state.samples += len(batch)
-            journal.advance(len(batch))
-            step = state.epoch * loader.batches + state.batch
-            if journal.due(step):
-                settle(batches.stalled)
-                batches.stalled = 0.0
-                write(step)
-            if time.perf_counter() - saved > config.checkpoint_seconds:
-                settle(batches.stalled)
-                batches.stalled = 0.0
-                save()
-                saved = started = time.perf_counter()
-        settle(batches.stalled)
-        write(state.epoch * loader.batches + state.batch)
-    if not np.isfinite(state.loss):
-        raise RecsysError(f"training diverged in epoch {state.epoch}: the loss is not finite; "
-                          f"lower training.dense_lr ({config.dense_lr}) or training.sparse_lr ({config.sparse_lr})")
-
-
-def _describe(name: str, line: dict[str, Any]) -> str:
-    text = f"{name} epoch {line['epoch']}: loss {line['loss']:.5f}"
-    found = line.get("validation")
-    if found and found["normalized_entropy"] is not None:
-        text += f", validation NE {found['normalized_entropy']:.5f}, AUC {found['auc']:.5f}"
-    return text
+    def _save(self) -> None:
+        self._settle()
+        self.checkpoints.save(self.model, self.optimizer, self.state, self._sums)
+        self._saved = time.perf_counter()

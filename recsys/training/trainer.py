@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,16 @@ from recsys.models.embeddings import SparseOptions
 from recsys.models.ranker import Ranker
 from recsys.stage import Stage, run_stage, sha256_bytes, write_json
 from recsys.storage import as_location, join
+from recsys.training.checkpoint import Checkpoints, TrainState
 from recsys.training.content import content_matrix
-from recsys.training.data import TrainingData, load_training_data, training_ad_ids
+from recsys.training.data import ParquetSource, TrainingData, load_training_data, training_ad_ids
+from recsys.training.evaluate import evaluate
 from recsys.training.journal import Journal, Watch
-from recsys.training.loop import evaluate, train_member
+from recsys.training.loop import TrainingRun
 from recsys.training.metrics import base_entropy
+from recsys.training.optimizers import make_optimizer
+from recsys.training.step import PlainStepper
+from recsys.training.world import World
 
 Content = tuple[list[str], np.ndarray]
 Semantic = tuple[ResidualQuantiser, np.ndarray]
@@ -79,7 +85,7 @@ def train_model(split_dir: str | Path, model: ModelConfig, training: TrainingCon
     inputs = {f: join(split_dir, f) for f in ("train.parquet", *(["test.parquet"] if test else []), "dataset.json")}
 
     def build(stage: Stage) -> None:
-        _train(stage, split_dir, model, training, seed, content, semantic, at, name, test, watch)
+        _train(stage, split_dir, model, training, seed, content, semantic, World.single(at), name, test, watch)
 
     run_stage("train", out, config=config, inputs=inputs, build=build, resume=True)
     return dict(json.loads((out / "metrics.json").read_text()))
@@ -91,7 +97,7 @@ def _hash(content: Content) -> str:
 
 
 def _train(stage: Stage, split_dir: str | Path, model: ModelConfig, training: TrainingConfig, seed: int,
-           content: Content | None, semantic: Semantic | None, device: torch.device, name: str, test: bool,
+           content: Content | None, semantic: Semantic | None, world: World, name: str, test: bool,
            watch: Watch | None) -> None:
     started = time.perf_counter()
     matrix = transform = None
@@ -100,28 +106,16 @@ def _train(stage: Stage, split_dir: str | Path, model: ModelConfig, training: Tr
     data = load_training_data(split_dir, model, training, None if content is None else content[0],
                               None if semantic is None else prefix_features(semantic[1]), test)
     fitting = time.perf_counter() - started
-    models, states = [], []
+    members = []
     with Journal(stage.folder, name, training.epochs * data.train.rows, members=training.ensemble,
-                 every=training.log_steps, entropy=base_entropy(data.base_rates), tensorboard=training.tensorboard,
-                 watch=watch) as journal:
+                 every=training.log_steps, entropy=base_entropy(data.base_rates),
+                 tensorboard=training.tensorboard, watch=watch, enabled=world.is_main) as journal:
         for member in range(training.ensemble):
-            ranker, state = _train_one(stage, data, model, training, matrix, seed, member, device, journal)
-            models.append(ranker)
-            states.append(state)
-    metrics = _metrics(models, data, device)
-    seconds = sum(s.seconds for s in states)
-    samples = sum(s.samples for s in states)
+            members.append(_train_member(stage, data, model, training, matrix, seed, member, world, journal))
+    models, states = [m for m, _ in members], [s for _, s in members]
+    metrics = _metrics(models, data, world)
     total = time.perf_counter() - started
-    flops = 3 * models[0].flops_per_row() * samples  # backward costs twice the forward pass
-    metrics |= {
-        "samples_per_second": samples / max(seconds, 1e-9),
-        "input_stall_share": sum(s.stalled for s in states) / max(seconds, 1e-9),
-        "seconds": total, "fitting_seconds": fitting,
-        "epochs": [s.epochs for s in states], "best_epoch": [s.best_epoch for s in states],
-        "usage": {"stage": "train", "seconds": max(total, seconds), "device": device.type,
-                  "device_name": device_name(device.type), "samples": samples, "flops": flops,
-                  "utilisation": min(flops / max(seconds, 1e-9) / matmul_ceiling(device.type, "float32"), 1.0)},
-    }
+    metrics |= _account(models[0], states, training, world.device, total, fitting)
     save_bundle(stage.folder, models, data.encoder, model, name, matrix, transform,
                 None if semantic is None else semantic[0], {"seed": seed, "training": training.model_dump(mode="json")})
     write_json(stage.path("metrics.json"), metrics)
@@ -136,30 +130,61 @@ def _train(stage: Stage, split_dir: str | Path, model: ModelConfig, training: Tr
     log.info("%s: %s", name, _describe(metrics))
 
 
-def _train_one(stage: Stage, data: TrainingData, model: ModelConfig, training: TrainingConfig,
-               matrix: np.ndarray | None, seed: int, member: int, device: torch.device,
-               journal: Journal) -> tuple[Ranker, Any]:
+def _train_member(stage: Stage, data: TrainingData, model: ModelConfig, training: TrainingConfig,
+                  matrix: np.ndarray | None, seed: int, member: int, world: World,
+                  journal: Journal) -> tuple[Ranker, TrainState]:
     own_seed = int(np.random.SeedSequence([seed, member]).generate_state(1)[0])
     torch.manual_seed(own_seed)
-    ranker = build_model(data.encoder, model, matrix, SparseOptions.of(training), device)
+    ranker = build_model(data.encoder, model, matrix, SparseOptions.of(training), world.device, world,
+                         training.parallel)
     ranker.set_base_rates(dict(enumerate(data.base_rates)))
-    loader = StreamLoader(data.train, data.keys, training.batch_size, training.shuffle_window, own_seed,
-                          training.lanes or 1)
-    validation = None if data.validation is None else StreamLoader(data.validation, data.keys, _EVALUATION_BATCH)
-    checkpoint = stage.path(f"checkpoint/member-{member}.safetensors")
-    return ranker, train_member(ranker, loader, validation, training, checkpoint, journal, member)
+    optimizer = make_optimizer(ranker, training)
+    checkpoints = Checkpoints(stage.path(f"checkpoint/member-{member}"), world, training.keep_checkpoints)
+    found = checkpoints.latest()
+    state = TrainState(lanes=training.lanes or world.size) if found is None else found.state
+    loader = StreamLoader(data.train, data.keys, training.batch_size, training.shuffle_window, own_seed, state.lanes,
+                          world.rank, world.size)
+    validate = None
+    if data.validation is not None:
+        validate = partial(evaluate, [ranker], _in_order(data.validation, data, world), world)
+    journal.member(member, state.step, state.samples)
+    run = TrainingRun(ranker, optimizer, PlainStepper(ranker, optimizer, training), loader, validate, training,
+                      checkpoints, journal, world)
+    return ranker, run.train(state, found)
 
 
-def _metrics(models: list[Ranker], data: TrainingData, device: torch.device) -> dict[str, Any]:
+def _metrics(models: list[Ranker], data: TrainingData, world: World) -> dict[str, Any]:
     """Metrics of the first head by part, those of further heads under ``heads``; ``train`` on a bounded sample."""
     parts = {"train": data.train.sample(_TRAIN_METRIC_ROWS), "validation": data.validation, "test": data.test}
     found: dict[str, Any] = {}
     for part, source in parts.items():
         if source is not None:
-            first, *rest = evaluate(models, StreamLoader(source, data.keys, _EVALUATION_BATCH), device)
+            first, *rest = evaluate(models, _in_order(source, data, world), world)
             names = list(models[0].head_names)
             found[part] = first | ({"heads": dict(zip(names[1:], rest, strict=True))} if rest else {})
     return found
+
+
+def _in_order(source: ParquetSource, data: TrainingData, world: World) -> StreamLoader:
+    return StreamLoader(source, data.keys, _EVALUATION_BATCH, lanes=world.size, rank=world.rank, world=world.size)
+
+
+def _account(model: Ranker, states: list[TrainState], training: TrainingConfig, device: torch.device, total: float,
+             fitting: float) -> dict[str, Any]:
+    """How the time went: speeds of the training loop alone, and the usage row that money is booked from."""
+    seconds, samples = max(sum(s.seconds for s in states), 1e-9), sum(s.samples for s in states)
+    flops = 3 * model.flops_per_row() * samples  # backward costs twice the forward pass
+    share = min(flops / seconds / matmul_ceiling(device.type, training.precision), 1.0)
+    return {
+        "samples_per_second": samples / seconds,
+        "input_stall_share": sum(s.stalled for s in states) / seconds,
+        "share_of_matmul_ceiling": share,
+        "seconds": total, "fitting_seconds": fitting,
+        "epochs": [s.epochs for s in states], "evaluations": [s.evaluations for s in states],
+        "best_epoch": [s.best_epoch for s in states],
+        "usage": {"stage": "train", "seconds": max(total, seconds), "device": device.type,
+                  "device_name": device_name(device.type), "samples": samples, "flops": flops, "utilisation": share},
+    }
 
 
 def _describe(metrics: dict[str, Any]) -> str:

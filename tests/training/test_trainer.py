@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,8 @@ from recsys.config import ModelConfig, TrainingConfig
 from recsys.content.device import device_name
 from recsys.errors import InputError, RecsysError
 from recsys.ledger import book, load_card
-from recsys.training import loop, trainer
+from recsys.training import trainer
+from recsys.training.checkpoint import Checkpoints
 from recsys.training.journal import Evaluation, read_journal
 from recsys.training.trainer import train_model
 from tests.training.toy import toy_content, toy_split, toy_table
@@ -160,70 +159,50 @@ def test_divergence_is_an_error_not_a_model(split: Path, tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("seconds", [300.0, 0.0])  # a checkpoint an epoch, and one after every batch
-def test_interrupted_run_ends_with_identical_metrics(split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                     seconds: float) -> None:
-    training = TrainingConfig(epochs=3, batch_size=256, ensemble=2, checkpoint_seconds=seconds, log_steps=5)
-    model = MODEL.model_copy(update={"dropout": 0.2})
-    whole = _train(split, tmp_path / "whole", training=training, model=model, content=toy_content())
-    real, calls = loop.save_checkpoint, []
+def _dies_at_save(monkeypatch: pytest.MonkeyPatch, number: int, written: bool) -> None:
+    """KeyboardInterrupt at the n-th checkpoint: once it is written, or before."""
+    real, calls = Checkpoints.save, []
 
-    def dies(*args: object) -> None:
-        real(*args)  # type: ignore[arg-type]
+    def dies(self: Checkpoints, *args: object) -> None:
         calls.append(args)
-        if len(calls) == 4:
+        if len(calls) < number or written:
+            real(self, *args)  # type: ignore[arg-type]
+        if len(calls) == number:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "save_checkpoint", dies)
-    with pytest.raises(KeyboardInterrupt):
-        _train(split, tmp_path / "out", training=training, model=model, content=toy_content())
+    monkeypatch.setattr(Checkpoints, "save", dies)
+
+
+SCHEDULES = {"sparse_schedule": {"warmup_steps": 6, "decay": "linear"}, "dense_schedule": {"decay": "cosine"}}
+
+
+@pytest.mark.parametrize(("seconds", "written", "more"), [
+    (300.0, True, {}),  # a checkpoint an epoch
+    (0.0, True, {**SCHEDULES, "clip_norm": 0.5, "evaluate_steps": 3}),  # one after every step
+    (0.0, False, {"dense_optimizer": "adagrad", "sparse_optimizer": "adagrad", "precision": "bfloat16"}),
+])
+def test_interrupted_run_ends_with_identical_metrics(split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                     seconds: float, written: bool, more: dict) -> None:
+    training = TrainingConfig(**{"epochs": 3, "batch_size": 256, "ensemble": 2, "checkpoint_seconds": seconds,
+                                 "log_steps": 5, **more})
+    model = MODEL.model_copy(update={"dropout": 0.2})
+    whole = _train(split, tmp_path / "whole", training=training, model=model, content=toy_content())
+    with monkeypatch.context() as patch:
+        _dies_at_save(patch, 5, written)
+        with pytest.raises(KeyboardInterrupt):
+            _train(split, tmp_path / "out", training=training, model=model, content=toy_content())
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(loop, "save_checkpoint", real)
     resumed = _train(split, tmp_path / "out", training=training, model=model, content=toy_content())
-    for part in ("train", "validation", "test", "epochs", "best_epoch"):
+    for part in ("train", "validation", "test", "epochs", "evaluations", "best_epoch"):
         assert resumed[part] == whole[part]
     clock = ("samples_per_second", "input_stall_share", "sums")
     lines = [[{k: v for k, v in line.items() if k not in clock} for line in read_journal(tmp_path / n / "train.jsonl")]
              for n in ("whole", "out")]
-    assert len(lines[0]) == 2 * 3 * 2 + (3 * 8 // 5) * 2  # a line every 5 steps, an epoch's last, its evaluation
-    assert lines[0] == lines[1]
+    assert lines[0] == lines[1]  # learning rates among them
+    steps = [line for line in lines[0] if line["kind"] == "step"]
+    assert len(steps) == 2 * (3 + 3 * 8 // 5)  # one every 5 steps, and an epoch's last
     weights = [(tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "out")]
     assert weights[0] == weights[1]
-
-
-@pytest.mark.slow
-def test_killed_run_ends_with_identical_metrics(tmp_path: Path) -> None:
-    split = toy_split(tmp_path / "split", n=20_000)
-    code = ("import sys, torch; torch.set_num_threads(1)\n"
-            "from pathlib import Path\nfrom recsys.config import ModelConfig, TrainingConfig\n"
-            "from recsys.training.trainer import train_model\n"
-            "train_model(Path(sys.argv[1]), ModelConfig(embedding_dim=4, bottom=(8,), top=(16,), dropout=0.1), "
-            "TrainingConfig(epochs=4, batch_size=32, checkpoint_seconds=0.2), Path(sys.argv[2]))")
-
-    def run(out: Path) -> subprocess.Popen:
-        return subprocess.Popen([sys.executable, "-c", code, str(split), str(out)], env=dict(os.environ))
-
-    assert run(tmp_path / "whole").wait(300) == 0
-    kills = 0
-    while kills < 3:
-        process = run(tmp_path / "out")
-        seen: set[float] = set()
-        while process.poll() is None and len(seen) < 4:  # it has written three checkpoints of its own
-            for file in tmp_path.glob(".out.*.partial/checkpoint/*.safetensors"):
-                seen.add(file.stat().st_mtime_ns)
-            time.sleep(0.02)
-        if process.poll() is not None:
-            break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills += 1
-        assert not (tmp_path / "out").exists()
-    assert kills >= 2
-    assert run(tmp_path / "out").wait(300) == 0
-    whole, resumed = (json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("whole", "out"))
-    for part in ("train", "validation", "test", "epochs"):
-        assert resumed[part] == whole[part]
-    assert not list(tmp_path.glob(".out.*"))
 
 
 def test_validation_slice_keeps_groups_together() -> None:

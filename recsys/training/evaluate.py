@@ -1,0 +1,50 @@
+"""Metrics of one ranker or of an ensemble over labelled rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from recsys.features.batches import Batch
+from recsys.features.stream import StreamLoader
+from recsys.models.ranker import Ranker
+from recsys.training.metrics import StreamingMetrics
+from recsys.training.world import World
+
+
+def evaluate(models: Sequence[Ranker], loader: StreamLoader, world: World) -> list[dict[str, Any]]:
+    """Metrics of the models' mean probability, one dict a head, the same on all ranks. Draws no random numbers.
+
+    Args:
+        models: one ranker, or an ensemble; left in evaluation mode.
+        loader: this rank's share of labelled rows; their order does not matter.
+        world: the ranks; all of them call this together.
+    """
+    heads = len(models[0].head_names)
+    metrics = StreamingMetrics(heads)
+    for model in models:
+        model.eval()
+    with loader.epoch() as batches, torch.no_grad():
+        for batch in batches:
+            logits = mean_logits(models, batch.to(world.device))
+            weight = batch.weight.numpy()[:, None].astype(np.float64)
+            metrics.update(logits, batch.trials.numpy() * weight, batch.successes.numpy() * weight,
+                           _numpy(getattr(batch, "user", None)), _numpy(getattr(batch, "surface", None)))
+    metrics.reduce(world)
+    return [metrics.result(head) for head in range(heads)]
+
+
+def _numpy(tensor: torch.Tensor | None) -> np.ndarray | None:
+    return None if tensor is None else tensor.numpy()
+
+
+def mean_logits(models: Sequence[Ranker], batch: Batch) -> np.ndarray:
+    """Log odds of the models' mean probability, float64 [B, H]."""
+    z = np.stack([model(batch).double().cpu().numpy() for model in models])
+    if len(z) == 1:
+        return np.asarray(z[0])
+    # log p and log (1 - p) of the mean, each by log-sum-exp, so that extreme odds stay exact
+    return np.asarray(np.logaddexp.reduce(-np.logaddexp(0, -z)) - np.logaddexp.reduce(-np.logaddexp(0, z)))
