@@ -35,10 +35,19 @@ def recipe_contract(plan: Recipe) -> Contract:
     columns = [Column(c.name, c.type, c.required or c.name in labels, c.nullable and c.name not in labels, c.bad,
                       c.expected) for c in IMPRESSIONS.columns]
     known = {c.name for c in columns}
-    for names, kind in ((plan.features.dense, pa.float64()), (plan.features.sparse, pa.string()),
-                        (plan.features.sequence, pa.list_(pa.string()))):
-        columns += [Column(n, kind, required=n not in plan.joined) for n in names if n not in known]
+    for names, kind in ((plan.features.dense, pa.float64()), (plan.features.sequence, pa.list_(pa.string()))):
+        columns += [Column(n, kind, required=True) for n in names if n not in known]
+    columns += [sparse_column(plan, n) for n in plan.features.sparse if n not in known]
     return Contract(IMPRESSIONS.name, tuple(columns), IMPRESSIONS.rules)
+
+
+def sparse_column(plan: Recipe, name: str) -> Column:
+    """A categorical feature: a string or, where the recipe says so, an integer that is a row of its table."""
+    required, rows = name not in plan.joined, plan.features.id_rows.get(name)
+    if rows is None:
+        return Column(name, pa.string(), required)
+    return Column(name, pa.int64(), required, nullable=False, expected=f"an integer in [0, {rows})",
+                  bad=lambda a: pc.or_(pc.less(a, 0), pc.greater_equal(a, rows)))
 
 
 def fingerprint(path: Path) -> str:
@@ -89,8 +98,14 @@ class ImpressionReader:
             row = pc.index(pc.is_null(at), True).as_py()
             raise InputError("ad without a row in the ads file", file=self.path, column="ad_id", row=int(rows[row]),
                              got=table.column("ad_id")[row].as_py(), expected="an ad_id of the ads file")
+        joined = pa.table({name: self.ads.column(name).take(at) for name in self.plan.joined})
         for name in self.plan.joined:
-            table = table.append_column(name, self.ads.column(name).take(at).cast(pa.string()))
+            if name not in self.plan.features.id_rows:
+                joined = joined.set_column(joined.column_names.index(name), name, joined[name].cast(pa.string()))
+        contract = Contract("ads", tuple(sparse_column(self.plan, n) for n in self.plan.joined))
+        joined = _located(self.path, rows, {}, lambda: validate(joined, contract))
+        for name in self.plan.joined:
+            table = table.append_column(joined.schema.field(name), joined[name])
         return table
 
     def derived_ads(self, impressions: Path) -> pa.Table | None:

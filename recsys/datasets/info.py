@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from recsys.config import Strict, parse_model
 from recsys.errors import InputError
@@ -54,7 +54,7 @@ class DatasetInfo(BaseModel):
     ad_features: tuple[str, ...] = ()
     label: dict[str, Label] = Field(default_factory=dict)
     text: tuple[str, ...] = ()
-    id_rows: dict[str, int] = Field(default_factory=dict)
+    id_rows: dict[str, PositiveInt] = Field(default_factory=dict)
     stories: bool = False
     simulated: bool = False
 

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 from recsys.datasets.aggregate import aggregate
 from recsys.datasets.build import ImpressionReader, read_ads, refuse_empty
 from recsys.datasets.info import DatasetInfo, load_dataset_info, save_dataset_info
-from recsys.datasets.reader import BATCH_ROWS
 from recsys.datasets.recipe import RawTable, Recipe, SimulateRecipe, load_recipe
 from recsys.errors import InputError
 from recsys.log import log, progress
+from recsys.row_groups import RowGroupWriter
 from recsys.stage import Stage, run_stage
 
 HOME = "RECSYS_DATA_HOME"
@@ -116,35 +116,16 @@ def _build(plan: Recipe, paths: dict[str, Path], stage: Stage) -> None:
     save_dataset_info(DatasetInfo(
         name=plan.name, source=plan.published, licence=plan.licence, dense=plan.features.dense,
         sparse=plan.features.sparse, sequence=plan.features.sequence, ad_features=plan.features.ads,
-        label=plan.label, text=plan.text, stories=plan.stories), stage.folder)
+        id_rows=plan.features.id_rows, label=plan.label, text=plan.text, stories=plan.stories), stage.folder)
     log.info("prepare %s: %s rows read, %s impressions written, dropped %s", plan.name, f"{work.rows_read:,}",
              f"{stage.rows['impressions']:,}", work.dropped or "none")
 
 
-def _row_groups(batches: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """Put small batches together, so that the Parquet file has row groups of a useful size."""
-    waiting: list[pa.Table] = []
-    for table in batches:
-        waiting.append(table)
-        if sum(t.num_rows for t in waiting) >= BATCH_ROWS:
-            yield pa.concat_tables(waiting).combine_chunks()
-            waiting = []
-    if waiting:
-        yield pa.concat_tables(waiting).combine_chunks()
-
-
 def _stream(batches: Iterator[pa.Table], path: Path) -> int:
-    writer, rows = None, 0
-    try:
-        with progress() as bar:
-            task = bar.add_task("prepare", total=None)
-            for table in _row_groups(batches):
-                writer = writer or pq.ParquetWriter(path, table.schema)
-                writer.write_table(table)
-                rows += table.num_rows
-                bar.update(task, advance=table.num_rows)
-                log.debug("prepare: %s rows written", f"{rows:,}")
-    finally:
-        if writer is not None:
-            writer.close()
-    return rows
+    with progress() as bar, RowGroupWriter(path) as writer:
+        task = bar.add_task("prepare", total=None)
+        for table in batches:
+            writer.write(table)
+            bar.update(task, advance=table.num_rows)
+            log.debug("prepare: %s rows read", f"{writer.rows:,}")
+    return writer.rows

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
 from recsys.config import Strict, find_resource, parse_model, read_yaml
 from recsys.contracts import IMPRESSIONS
@@ -137,6 +137,9 @@ class Features(Strict):
     sparse: tuple[str, ...] = ()
     sequence: tuple[str, ...] = ()
     ads: tuple[str, ...] = Field((), description="those of sparse that belong to the ad; joined in from the ads file")
+    id_rows: dict[str, PositiveInt] = Field(
+        default_factory=dict, description="those of sparse that are integers in [0, rows) -> rows: used as rows of "
+                                          "their table as they are, neither looked up nor hashed")
 
 
 class _Published(Strict):
@@ -172,6 +175,8 @@ class Recipe(_Published):
             raise ValueError("columns: stories need a rule for group_id")
         if stray := [n for n in self.features.ads if n not in self.features.sparse]:
             raise ValueError(f"features: {stray[0]} of ads is not in sparse")
+        if stray := [n for n in self.features.id_rows if n not in self.features.sparse]:
+            raise ValueError(f"features: {stray[0]} of id_rows is not in sparse")
         if stray := [n for n in (*self.features.ads, *self.text) if n not in self.ads]:
             raise ValueError(f"ads: a rule for {stray[0]} is needed")
         if self.tables.ads is None and any(rule.all_ads for rule in self.columns.values()):

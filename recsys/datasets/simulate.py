@@ -37,6 +37,7 @@ from recsys.datasets.marketplace_world import (
     stream,
 )
 from recsys.datasets.text import content_hashes
+from recsys.row_groups import ROWS
 from recsys.stage import write_json
 
 HISTORY = 20
@@ -95,7 +96,8 @@ def simulate_dataset(params: dict[str, Any], seed: int, out: Path) -> dict[str, 
     shown = serve(p, world, requests, seed)
     impressions = _impressions_table(p, world, requests, shown, seed)
     ads = _ads_table(p, world, seed)
-    pq.write_table(validate(impressions, IMPRESSIONS), out / "impressions.parquet", compression="zstd")
+    pq.write_table(validate(impressions, IMPRESSIONS), out / "impressions.parquet", compression="zstd",
+                   row_group_size=ROWS)
     pq.write_table(validate(ads, ADS), out / "ads.parquet", compression="zstd")
     save_dataset_info(_info(p, seed), out)
     (out / "truth").mkdir()

@@ -24,6 +24,7 @@ from recsys.datasets.prepare import prepare
 from recsys.datasets.stories import story_ids
 from recsys.errors import InputError, Refused
 from recsys.log import log
+from recsys.row_groups import ROWS, RowGroupWriter
 from recsys.stage import Stage, read_manifest, run_stage, write_json
 
 UNITS = {"time": "request_id", "row": "request_id", "user": "user_id", "story": "group_id"}
@@ -121,8 +122,8 @@ def _build_files(train: Path, test: Path, stage: Stage) -> None:
                              expected="a training file of other tests")
         dropped = {"rows": left.num_rows - kept.num_rows, "side": "train", "why": "shares a story with the test file",
                    "groups": pc.count_distinct(left.filter(shared).column("group_id")).as_py()}
-        pq.write_table(kept, stage.path("train.parquet"))
-        pq.write_table(right, stage.path("test.parquet"))
+        pq.write_table(kept, stage.path("train.parquet"), row_group_size=ROWS)
+        pq.write_table(right, stage.path("test.parquet"), row_group_size=ROWS)
     else:
         shutil.copyfile(train / "impressions.parquet", stage.path("train.parquet"))
         shutil.copyfile(test / "impressions.parquet", stage.path("test.parquet"))
@@ -180,14 +181,14 @@ def _hashes(ids: pa.Array, seed: int) -> np.ndarray:
 def _write_parts(file: Path, stage: Stage, held_out: np.ndarray) -> None:
     schema = pq.read_schema(file)
     offset = 0
-    with (pq.ParquetWriter(stage.path("train.parquet"), schema) as train,
-          pq.ParquetWriter(stage.path("test.parquet"), schema) as test):
+    with (RowGroupWriter(stage.path("train.parquet"), schema) as train,
+          RowGroupWriter(stage.path("test.parquet"), schema) as test):
         for table in iter_parquet(file, batch_rows=131_072):
             mask = held_out[offset : offset + table.num_rows]
             offset += table.num_rows
             for writer, rows in ((train, ~mask), (test, mask)):
                 if rows.any():
-                    writer.write_table(table.filter(pa.array(rows)))
+                    writer.write(table.filter(pa.array(rows)))
 
 
 def _used(ads: pa.Table, folder: Path) -> pa.Table:

@@ -78,6 +78,32 @@ def test_rules_make_the_columns_they_say(toy: Path) -> None:
     assert json.loads((toy / "out" / "dataset.json").read_text())["label"] == RECIPE["label"]
 
 
+def test_id_rows_are_written_as_integers_and_checked_at_the_door(toy: Path) -> None:
+    log = [line + more for line, more in zip(LOG, [",spot", ",0", ",4", ",2"], strict=True)]
+    ads = [line + more for line, more in zip(ADS_FILE, [",group", ",1", ",0"], strict=True)]
+    features = {"sparse": ["spot", "group", "topic"], "ads": ["group", "topic"], "id_rows": {"spot": 5, "group": 2}}
+    recipe = {**RECIPE, "features": features, "ads": {**RECIPE["ads"], "group": "group"}}
+
+    def prepared(log: list[str], ads: list[str]) -> dict[str, Any]:
+        (toy / "log.csv").write_text("\n".join(log) + "\n")
+        (toy / "ads.csv").write_text("\n".join(ads) + "\n")
+        (toy / "toy.yaml").write_text(yaml.safe_dump(recipe))
+        return run(toy)
+
+    prepared(log, ads)
+    table = pq.read_table(toy / "out" / "impressions.parquet")
+    assert table.schema.field("spot").type == table.schema.field("group").type == pa.int64()
+    assert table["spot"].to_pylist() == [0, 4, 2]
+    assert table["group"].to_pylist() == [1, 0, 1]
+    assert load_dataset_info(toy / "out").id_rows == {"spot": 5, "group": 2}
+    with pytest.raises(InputError, match=r"column spot, row 2: value not allowed; got 5; expected an integer"):
+        prepared([*log[:-1], log[-1][:-1] + "5"], ads)
+    with pytest.raises(InputError, match="column spot, row 2: null value"):
+        prepared([*log[:-1], log[-1][:-1]], ads)
+    with pytest.raises(InputError, match=r"column group, row 0: value not allowed; got 2; .* \[0, 2\)"):
+        prepared(log, [ads[0], ads[1][:-1] + "2", ads[2]])
+
+
 def test_second_run_does_nothing_and_a_changed_input_runs_again(toy: Path) -> None:
     assert run(toy)["cached"] is False
     before = (toy / "out" / "impressions.parquet").stat().st_mtime_ns

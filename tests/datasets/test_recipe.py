@@ -67,3 +67,14 @@ def test_contradictions_are_one_line(tmp_path: Path, change: dict[str, object], 
 def test_a_bare_name_is_a_raw_column() -> None:
     assert ColumnRule.model_validate("clicks").source == ("clicks",)
     assert ColumnRule.model_validate({"from": ["a", "b"]}).reads() == ("a", "b")
+
+
+def test_id_rows_are_sparse_features(tmp_path: Path) -> None:
+    features = {"sparse": ["place"], "id_rows": {"place": 7}}
+    recipe = load_recipe(write(tmp_path, {**GOOD, "features": features}))
+    assert isinstance(recipe, Recipe)
+    assert recipe.features.id_rows == {"place": 7}
+    with pytest.raises(InputError, match="plase of id_rows is not in sparse"):
+        load_recipe(write(tmp_path, {**GOOD, "features": {"sparse": ["place"], "id_rows": {"plase": 7}}}))
+    with pytest.raises(InputError, match=r"features\.id_rows\.place"):
+        load_recipe(write(tmp_path, {**GOOD, "features": {"sparse": ["place"], "id_rows": {"place": 0}}}))

@@ -91,6 +91,35 @@ def test_saved_table_gives_the_same_rows_and_a_foreign_one_is_refused() -> None:
         from_table(table.slice(1), specs)
 
 
+@pytest.mark.parametrize("column", [pa.array([3, 0, 4]), pa.array(["3", "0", "4"]), pa.array([3.0, 0.0, 4.0]),
+                                    pa.chunked_array([pa.array([3], pa.int32()), pa.array([0, 4], pa.int32())])])
+def test_identity_takes_integers_as_they_are(column: pa.Array) -> None:
+    assert Vocabulary("f", "identity", 5).encode(column, "f").tolist() == [3, 0, 4]
+
+
+@pytest.mark.parametrize(("column", "message"), [
+    (pa.array([0, 1, 5, 7]), r"x\.parquet, column f, row 2: id out of range; got 5; expected an integer in \[0, 5\)"),
+    (pa.array([0, -1]), r"row 1: id out of range; got -1"),
+    (pa.array([0, None, 9]), r"x\.parquet, column f, row 1: null id; got 'null'; expected an integer in \[0, 5\)"),
+    (pa.array(["0", "a"]), r"column f: wrong type; got 'string'"),
+    (pa.array([0.5]), r"column f: wrong type; got 'double'"),
+])
+def test_identity_refuses_what_is_no_row(column: pa.Array, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Vocabulary("f", "identity", 5).encode(column, "f", "x.parquet")
+
+
+def test_dictionaries_with_nulls_and_in_chunks_encode_alike() -> None:
+    vocabulary = _fit(["a", "b", "b", "7"])
+    plain = pa.array(["b", None, "7", "z", "a", ""])
+    expected = vocabulary.encode(plain, "f").tolist()
+    assert expected == [1, 0, 2, 0, 3, 0]
+    assert vocabulary.encode(plain.dictionary_encode(), "f").tolist() == expected
+    assert vocabulary.encode(plain.dictionary_encode(null_encoding="encode"), "f").tolist() == expected
+    chunks = pa.chunked_array([plain.slice(0, 2).dictionary_encode(), plain.slice(2).dictionary_encode()])
+    assert vocabulary.encode(chunks, "f").tolist() == expected
+
+
 def test_counts_merge_over_chunks() -> None:
     counter = Counter()
     for part in (["a", "b"], ["b"], [None]):
