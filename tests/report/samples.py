@@ -8,6 +8,7 @@ from typing import Any
 
 from recsys.config import ExperimentConfig
 from recsys.evaluation.decision import GoalTest, decide, policy_words
+from recsys.evaluation.threats import threats
 from recsys.ledger import book, cloud_costs, load_card, statement
 
 Json = dict[str, Any]
@@ -71,6 +72,42 @@ def decided() -> Json:
              for (n, a), p in zip(list(lift["arms"].items())[1:], (.26, 1e-5, 1e-5), strict=True)}
     lift |= {"healthy": True, "minimum_effect": .02, **policy_words(config, 3)}
     lift["decision"] = {**decide(lift, goals, config), "registered": "2026-11-23T21:00:00+00:00", "looks": 1}
+    return lift
+
+
+def evidenced() -> Json:
+    """The judged marketplace with growth, segments, A/A, the raw lift and threats; their shapes are the report's."""
+    lift = decided()
+    arms = [n for n in lift["arms"] if n != lift["baseline"]]
+    lift["not_checked"] = [{"check": "sample ratio", "why": "nobody was assigned to an arm"}]
+    lift["growth"] = {"column": "ts", "looks": 6, "tuning": 5000.0, "confidence": .95, "halves": {
+        n: {"first": interval(.08, .03, .13), "second": interval(.1, .05, .15), "p_value": .6} for n in arms},
+        "arms": {n: [{"until": f"2026-11-0{i}T12:00+00:00", "n": 30_000 * i, "units": 2000 * i,
+                      "lift": interval(.09, .09 - .2 / i, .09 + .2 / i),
+                      "one_look": interval(.09, .09 - .1 / i, .09 + .1 / i)} for i in range(1, 7)] for n in arms}}
+    lift["growth"]["halves"]["hashed"] |= {"second": None, "p_value": None}
+
+    def line(at: int, p: float) -> Json:
+        return {"lift": interval(.09 + .02 * at, -.05, .3), "se": .03, "p_value": p, "p_adjusted": min(1.0, 3 * p),
+                "label": "confirmatory", "interval_method": "t", "shrunk": interval(.09 + .01 * at, .02, .2)}
+
+    lift["segments"] = {column: {
+        "values": {v: {"n": 1000 + i, "clusters": 300} for i, v in enumerate(values)},
+        "arms": {n: {"heterogeneity": {"statistic": 3.0, "df": len(values) - 1, "p_value": .2, "p_adjusted": .6},
+                     "between_sd": .0357, "values": {v: line(i, .001 if i == 0 else .5)
+                                                     for i, v in enumerate(values)}} for n in arms}}
+        for column, values in (("surface", ["discovery", "feed", "messaging"]),
+                               ("user_segment", [f"s{i:02}" for i in range(8)]))}
+    lift["segments"]["surface"]["arms"]["hashed"]["values"]["messaging"] = {"refused": "effective clicks 1.2: too few"}
+    lift["aa"] = {n: {"draws": 500, "units": 12_034, "alpha": .05, "rejected": .052, "low": .026, "high": .076,
+                      "uniformity_p": .4, "ok": True} for n in arms}
+    lift["aa"]["hashed"] |= {"rejected": .2, "ok": False}
+    for n in arms:
+        lift["arms"][n]["unadjusted"] = {"estimator": "ips", "lift": interval(.085, .04, .13), "se": .02,
+                                         "variance_reduction": .123}
+        lift["arms"][n]["diagnostics"] |= {"estimator_se": {"dr": 3e-4, "ips": 4e-4, "snips": 4e-4}, "agreement": {
+            "ok": n != "hashed", "largest_z": 1.0, "pair": None, "spread": 0.0}}
+    lift["threats"] = threats(lift)
     return lift
 
 

@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import copy
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -243,21 +242,55 @@ def test_terminal_text_holds_the_finding_the_intervals_and_the_failures() -> Non
     assert "better" not in broken
 
 
-@pytest.mark.slow
-def test_a_browser_shows_the_page(tmp_path: Path) -> None:
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no chromium on this machine: the page is not opened in a browser")
-    lift = samples.decided()
-    render_html(lift, samples.money_on_clouds(lift), tmp_path / "lift.html")
-    done = subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync",
-         f"--user-data-dir={tmp_path / 'profile'}",
-         "--dump-dom", (tmp_path / "lift.html").as_uri()], capture_output=True, text=True, timeout=120, check=True)
-    page = Page(re.sub(r"(?s)^.*?<html", "<html", done.stdout))
-    assert "smollm2 is estimated to lift click-through rate by +9.4 %" in page.text
-    assert len(page.all("svg")) == 4
-    for words in ("▲ Ship", "The same work on each cloud", lift["decision"]["sha256"]):
-        assert words in page.text
-    assert "Refused to" not in done.stderr
+def test_the_evidence_is_on_the_page_and_in_words() -> None:
+    lift = samples.evidenced()
+    page = Page(html(lift, samples.money_on_clouds(lift)))
+    for words in ("What this log could have found", "inconclusive is not", "needed", "Not checked: sample ratio",
+                  "The lift as the data grew", "tightest at 5,000 users", "Peeking policy: fixed: one look",
+                  "Segments named before the results", "No arm's lift is seen to differ between segments of surface, "
+                  "user segment (least adjusted p 0.6)", "▲ +9.0 % better", "◆ +10.0 % inconclusive", "8 segments",
+                  "effective clicks 1.2: too few", "spread 3.6 points", "With and without the outcome model", "12.3 %",
+                  "✓ keeps its level", "✗ does not keep it", "Do the estimators agree",
+                  "disagree by more than three standard errors for hashed", "In this log: No arm's lift is seen to "
+                  "differ between the first and the second half", "empirical Bayes, Morris 1983"):
+        assert words in page.text, words
+    assert all(a.get("scope") in ("row", "col") for a in page.all("th"))
+    assert [t for t, _ in page.tags].count("caption") == len(page.all("table"))
+    pictures = {a["aria-label"] for a in page.all("svg")}
+    assert len(pictures) == 4  # each wide and narrow
+    assert len(page.all("svg")) == 8
+    assert any("smollm2: at 180,000 rows +9.0" in plain(p) and "clear of zero from 90,000 rows" in p for p in pictures)
+    assert any("minilm: DR 1.73" in p for p in pictures)
+
+
+def plain(text: str | None) -> str:
+    return (text or "").replace("\u202f", " ")
+
+
+def test_headings_never_skip_a_level() -> None:
+    for lift in (samples.evidenced(), samples.marketplace(), samples.minimal()):
+        levels = [int(t[1]) for t, _ in Page(html(lift, None)).tags if re.fullmatch("h[1-6]", t)]
+        assert levels[0] == 1
+        assert levels.count(1) == 1
+        assert all(b - a <= 1 for a, b in pairwise(levels))
+
+
+def test_a_log_without_times_or_segments_says_so() -> None:
+    lift = samples.evidenced() | {"segments": {}, "growth": {"refused": "the log has no column ts"}}
+    text = Page(html(lift, None)).text
+    assert "Not shown: the log has no column ts." in text
+    assert "The experiment file named none" in text
+    lift["growth"] = {"column": "ts", "looks": 0, "tuning": 1.0, "confidence": .95, "halves": {},
+                      "arms": {"minilm": []}}
+    assert "Not shown: too few users" in Page(html(lift, None)).text
+
+
+def test_terminal_notes_are_short_and_say_what_matters() -> None:
+    lift = samples.evidenced()
+    lift["arms"]["hashed"]["lift"] = samples.interval(.01, -.02, .04)
+    text = render_terminal(lift).replace("\u202f", " ")
+    assert "hashed: inconclusive is not no effect; a log like this finds lifts of 4.5 % in four of five" in text
+    assert "No arm's lift is seen to differ between segments" in " ".join(text.split())
+    assert "A/A: the standard error of hashed does not keep its level" in text
+    assert "estimators disagree for hashed" in text
+    assert max(map(len, text.splitlines())) <= 110

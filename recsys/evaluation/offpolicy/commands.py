@@ -79,7 +79,8 @@ def summary(result: dict[str, Any]) -> str:
         f"effective sample size {d['ess']:,.0f}, effective clicks {d['effective_clicks']:,.1f} of {d['clicks']:,}; "
         f"weights: mean {d['mean_weight']:.4f} +- {d['mean_weight_se']:.4f} (expected 1), max {d['max_weight']:.2f}, "
         f"top 1 % carry {100 * d['top_1_percent_weight_share']:.1f} %",
-        f"support gaps: {100 * d['support_gaps']:.2f} % of the target's probability is on ads that were never shown; "
+        f"support gaps: {100 * d['support_gaps']:.2f} % of the target's probability is on ads that were never shown"
+        + (" (intervals are widened: such ads may earn nothing, or all they can); " if d["support_gaps"] else "; ") +
         f"{d['shown_outside_policy']:,} shown ads that the target does not list",
         f"dr with weights clipped at {clipped}",
         "estimators " + ("agree" if d["agreement"]["ok"] else "DISAGREE")

@@ -17,6 +17,7 @@ from recsys.errors import InputError, Refused
 from recsys.evaluation import offpolicy
 from recsys.evaluation.offpolicy import scan, stream, totals
 from recsys.evaluation.offpolicy.answer import answer
+from recsys.evaluation.offpolicy.commands import summary
 from recsys.evaluation.offpolicy.evaluate import evaluate
 from tests.evaluation.bandit import Bandit
 from tests.evaluation.offpolicy.test_rows import replace
@@ -356,6 +357,7 @@ def test_a_small_gap_of_support_widens_intervals_to_the_worst_case(tmp_path: Pat
     log, policy = beyond(tmp_path)
     made = evaluate(log, policy, estimators=["ips", "snips", "dr", "sndr", "iips", "rips"])
     assert made["diagnostics"]["support_gaps"] == pytest.approx(GAP)
+    assert "intervals are widened" in summary(made)
     wide = {n: e["widened"] for n, e in made["estimators"].items()}
     assert wide["ips"] == {"below": 0.0, "above": pytest.approx(GAP)}
     assert wide["iips"] == wide["rips"] == wide["ips"]  # one slot: no slate leaves it more often
