@@ -1,4 +1,4 @@
-"""What a recipe does with all rows at once: pooling repeated rows, and naming stories."""
+"""What a recipe does with all rows at once: pooling repeated rows, naming stories, looking back in time."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recsys.datasets.past import add_past
 from recsys.datasets.recipe import Recipe
 from recsys.datasets.stories import story_ids
 from recsys.stage import Stage
 
 
 def aggregate(table: pa.Table, plan: Recipe, stage: Stage) -> pa.Table:
-    """Pool and drop rows, and put the story of each row into ``group_id``, as the recipe says.
+    """Pool and drop rows, put the story of each row into ``group_id``, and look back in time, as the recipe says.
 
     Args:
         table: all impressions of the raw file, validated.
@@ -20,7 +21,7 @@ def aggregate(table: pa.Table, plan: Recipe, stage: Stage) -> pa.Table:
         stage: told how many rows were pooled, how many dropped and why, and how many stories there are.
 
     Returns:
-        The table with the same columns; rows in the order of their first appearance.
+        The table with the same columns and those of ``past``; rows in the order of their first appearance.
     """
     if plan.pool is not None:
         table = _drop_empty(_pool(table, plan, stage), plan, stage)
@@ -28,7 +29,7 @@ def aggregate(table: pa.Table, plan: Recipe, stage: Stage) -> pa.Table:
         stories = story_ids(table.column("group_id"), table.column("ad_id"))
         table = table.set_column(table.column_names.index("group_id"), "group_id", stories)
         stage.rows["stories"] = pc.count_distinct(stories).as_py()
-    return table
+    return add_past(table, plan.past) if plan.past else table
 
 
 def _pool(table: pa.Table, plan: Recipe, stage: Stage) -> pa.Table:

@@ -36,7 +36,7 @@ def recipe_contract(plan: Recipe) -> Contract:
                       c.expected) for c in IMPRESSIONS.columns]
     known = {c.name for c in columns}
     for names, kind in ((plan.features.dense, pa.float64()), (plan.features.sequence, pa.list_(pa.string()))):
-        columns += [Column(n, kind, required=True) for n in names if n not in known]
+        columns += [Column(n, kind, required=n not in (*plan.joined, *plan.past)) for n in names if n not in known]
     columns += [sparse_column(plan, n) for n in plan.features.sparse if n not in known]
     return Contract(IMPRESSIONS.name, tuple(columns), IMPRESSIONS.rules)
 
@@ -101,8 +101,10 @@ class ImpressionReader:
         joined = pa.table({name: self.ads.column(name).take(at) for name in self.plan.joined})
         for name in self.plan.joined:
             if name not in self.plan.features.id_rows:
-                joined = joined.set_column(joined.column_names.index(name), name, joined[name].cast(pa.string()))
-        contract = Contract("ads", tuple(sparse_column(self.plan, n) for n in self.plan.joined))
+                kind = pa.float64() if name in self.plan.features.dense else pa.string()
+                joined = joined.set_column(joined.column_names.index(name), name, joined[name].cast(kind))
+        contract = Contract("ads", tuple(sparse_column(self.plan, n) for n in self.plan.joined
+                                         if n in self.plan.features.sparse))
         joined = _located(self.path, rows, {}, lambda: validate(joined, contract))
         for name in self.plan.joined:
             table = table.append_column(joined.schema.field(name), joined[name])

@@ -119,6 +119,11 @@ def _transform(column: pa.ChunkedArray, name: str, rule: ColumnRule) -> pa.Chunk
         return _time(column, name, rule)
     if rule.split is not None:
         return pc.split_pattern(cast(column, name, pa.string()), rule.split)
+    if rule.contains is not None:
+        return pc.match_substring(cast(column, name, pa.string()), rule.contains).cast(pa.float64())
+    if rule.extract is not None:
+        found = pc.extract_regex(cast(column, name, pa.string()), rule.extract)
+        column = pa.chunked_array([pc.struct_field(c, "value") for c in found.chunks], pa.string())
     if rule.at_least is not None:
         return pc.greater_equal(cast(column, name, pa.float64()), rule.at_least).cast(pa.int8())
     if rule.multiply is not None or rule.add is not None:

@@ -103,7 +103,7 @@ def _build(plan: Recipe, paths: dict[str, Path], stage: Stage) -> None:
     ads = read_ads(plan, paths["ads"]) if "ads" in paths else None
     target, work = stage.path("impressions.parquet"), ImpressionReader(plan, paths["impressions"], ads)
     batches = work.batches()
-    if plan.pool is not None or plan.stories:  # both look at all rows at once
+    if plan.pool is not None or plan.stories or plan.past:  # all look at all rows at once
         parts = list(batches)
         batches = iter([aggregate(pa.concat_tables(parts), plan, stage)] if parts else [])
     stage.rows["impressions"] = _stream(batches, target)

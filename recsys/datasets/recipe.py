@@ -101,6 +101,8 @@ class ColumnRule(Strict):
     fraction_digits: int = Field(0, ge=0, le=6, description="decimals of a second that follow the strptime format")
     utc_offset_hours: float = Field(0, ge=-14, le=14, description="zone of a time written without one")
     split: str | None = Field(None, description="a list, cut at this separator")
+    contains: str | None = Field(None, description="1 where the text has this in it, else 0")
+    extract: str | None = Field(None, description="what a regular expression's group (?P<value>...) finds, else null")
     type: Literal["string", "int", "float"] | None = Field(None, description="of a column outside the contract")
 
     @model_validator(mode="before")
@@ -114,12 +116,32 @@ class ColumnRule(Strict):
                  self.text_hash is not None, self.row_id, self.all_ads]
         if sum(given) != 1:
             raise ValueError(f"exactly one of {', '.join(ORIGINS)}")
+        if self.extract is not None and "(?P<value>" not in self.extract:
+            raise ValueError("extract: a pattern with a group (?P<value>...)")
         return self
 
     def reads(self) -> tuple[str, ...]:
         """Names of the raw (or earlier) columns that the rule may read."""
         one = (self.text_hash,) if self.text_hash else ()
         return (*(self.source or ()), *(self.join or ()), *one)
+
+
+class PastRule(Strict):
+    """A column made of the rows of earlier ``ts`` that are equal in ``by``: one of ``latest``, ``count``, ``mean``."""
+
+    by: str
+    where: dict[str, float] | None = Field(None, description="only rows with these values count")
+    latest: str | None = Field(None, description="a list of this column's values, oldest first")
+    length: int = Field(50, ge=1, description="latest: so many at the most")
+    count: bool = Field(False, description="how many rows")
+    mean: str | None = Field(None, description="mean of this column, drawn to the mean of all earlier rows")
+    prior: float = Field(5.0, gt=0, description="mean: so many rows of that overall mean are added")
+
+    @model_validator(mode="after")
+    def _one_thing(self) -> Self:
+        if (self.latest is not None) + self.count + (self.mean is not None) != 1:
+            raise ValueError("exactly one of latest, count, mean")
+        return self
 
 
 class Pool(Strict):
@@ -136,7 +158,8 @@ class Features(Strict):
     dense: tuple[str, ...] = ()
     sparse: tuple[str, ...] = ()
     sequence: tuple[str, ...] = ()
-    ads: tuple[str, ...] = Field((), description="those of sparse that belong to the ad; joined in from the ads file")
+    ads: tuple[str, ...] = Field((), description="those of sparse and dense that belong to the ad; joined in from the "
+                                                 "ads file")
     id_rows: dict[str, PositiveInt] = Field(
         default_factory=dict, description="those of sparse that are integers in [0, rows) -> rows: used as rows of "
                                           "their table as they are, neither looked up nor hashed")
@@ -161,6 +184,7 @@ class Recipe(_Published):
     ads: dict[str, ColumnRule] = Field(default_factory=dict, description="columns of ads.parquet; without an ads file "
                                                                          "they are read from the impressions")
     pool: Pool | None = None
+    past: dict[str, PastRule] = Field(default_factory=dict, description="columns made of earlier rows")
     stories: bool = Field(False, description="decision groups (group_id) that share an ad text are one story")
     features: Features = Features()
     label: dict[str, Label]
@@ -173,10 +197,12 @@ class Recipe(_Published):
             raise ValueError(f"columns: a rule for {missing[0]} is needed")
         if self.stories and "group_id" not in self.columns:
             raise ValueError("columns: stories need a rule for group_id")
-        if stray := [n for n in self.features.ads if n not in self.features.sparse]:
-            raise ValueError(f"features: {stray[0]} of ads is not in sparse")
+        if stray := [n for n in self.features.ads if n not in (*self.features.sparse, *self.features.dense)]:
+            raise ValueError(f"features: {stray[0]} of ads is neither in sparse nor in dense")
         if stray := [n for n in self.features.id_rows if n not in self.features.sparse]:
             raise ValueError(f"features: {stray[0]} of id_rows is not in sparse")
+        if stray := [n for n in self.past if n in self.columns or n in self.ads]:
+            raise ValueError(f"past: {stray[0]} has a rule in columns or ads, too")
         if stray := [n for n in (*self.features.ads, *self.text) if n not in self.ads]:
             raise ValueError(f"ads: a rule for {stray[0]} is needed")
         if self.tables.ads is None and any(rule.all_ads for rule in self.columns.values()):
@@ -199,7 +225,8 @@ class Recipe(_Published):
     def feature_rules(self) -> dict[str, ColumnRule]:
         """Rules of all impression columns: the recipe's own, then features read under their raw names."""
         names = (*self.features.dense, *self.features.sparse, *self.features.sequence)
-        plain = {n: ColumnRule.model_validate(n) for n in names if n not in self.columns and n not in self.joined}
+        made = {*self.columns, *self.joined, *self.past}
+        plain = {n: ColumnRule.model_validate(n) for n in names if n not in made}
         return {**self.columns, **plain}
 
 

@@ -136,6 +136,11 @@ def test_movielens(data_home: Path, tmp_path: Path) -> None:
     assert pc.count_distinct(table.column("user_id")).as_py() == 610
     ads = pq.read_table(tmp_path / "movielens" / "ads.parquet").slice(0, 1).to_pylist()[0]
     assert (ads["title"], ads["category"]) == ("Toy Story (1995)", "Adventure|Animation|Children|Comedy|Fantasy")
+    row = table.slice(0, 1).to_pylist()[0]
+    assert (row["year"], row["animation"], row["war"]) == (1995.0, 1.0, 0.0)
+    at = np.array(table.column("ts").cast("int64"))
+    mine = [int(at[i]) for i, u in enumerate(table.column("user_id").to_pylist()) if u == "1"]
+    assert row["user_ratings"] == sum(t < at[0] for t in mine)
     split_dataset(tmp_path / "movielens", ShareSplit(kind="time"), 0, tmp_path / "split")
     train, test = (pq.read_table(tmp_path / "split" / f"{s}.parquet").column("ts") for s in ("train", "test"))
     assert pc.max(train).as_py() < pc.min(test).as_py()
