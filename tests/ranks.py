@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torchrec", "torchrec.distributed", "recsys.training.world"])
+_CONTEXT.set_forkserver_preload(["torch", "torchrec", "recsys.models.embeddings.sharded", "recsys.training.checkpoint"])
 
 
 def free_port() -> int:

@@ -33,8 +33,9 @@ from recsys.training.checkpoint_storage import Damaged, SafetensorsReader, Safet
 from recsys.training.optimizers import dense_parameters, load_state_tensors, state_tensors
 from recsys.training.world import World
 
-# One process is what we mean where there is one; torch warns of it at every save.
+# One process is what we mean where there is one, and torchrec's tables are ShardedTensors: torch warns at every save.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+warnings.filterwarnings("ignore", message="Please use DTensor instead", category=FutureWarning)
 
 
 @dataclass
