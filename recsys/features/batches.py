@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from torch.nn import functional
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.features.encoded import Encoded
@@ -54,6 +55,28 @@ class Batch:
         moved = {f.name: value.to(device, non_blocking=True) for f in fields(self)
                  if f.name != "history_content" and (value := getattr(self, f.name)) is not None}
         return replace(self, history_content=(values, lengths), **moved)
+
+
+def padded(batch: Batch, rows: int) -> Batch:
+    """The batch with rows of nothing at its end: empty bags, zeros, weight 0, no trials. Itself where it has as many.
+
+    Ranks that cut a table by rows must have batches of one size (gloo knows no other).
+    """
+    more, features = rows - len(batch), len(batch.sparse.keys())
+    if more <= 0:
+        return batch
+    lengths = functional.pad(batch.sparse.lengths().view(features, -1), (0, more))
+
+    def longer(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.cat([tensor, tensor.new_zeros(more, *tensor.shape[1:])])
+
+    values, counts = batch.history_content
+    return replace(
+        batch, sparse=KeyedJaggedTensor(keys=batch.sparse.keys(), values=batch.sparse.values(),
+                                        lengths=lengths.view(-1), stride=rows),
+        history_content=(values, longer(counts)),
+        **{f.name: longer(value) for f in fields(batch)
+           if f.name not in ("sparse", "history_content") and (value := getattr(batch, f.name)) is not None})
 
 
 def gather(data: Encoded, rows: np.ndarray, keys: Sequence[str]) -> Batch:

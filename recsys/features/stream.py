@@ -8,6 +8,7 @@ lanes, whichever rank serves them (docs/decisions/0028-streaming-data.md).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -95,6 +96,12 @@ class StreamLoader:
     def batches(self) -> int:
         """Batches an epoch, the same on every rank; no lane's batch is ever empty."""
         return min(-(-self.rows // self.batch_size), self.rows // self.lanes)
+
+    @property
+    def largest(self) -> int:
+        """Rows of the largest batch that any rank can get; the same on every rank."""
+        lane = math.ceil(self.rows / self.lanes)
+        return self.lanes // self.world * math.ceil(lane / self.batches)
 
     @property
     def _own(self) -> range:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,10 @@ from recsys.models.embeddings.plan import PATH, as_module, describe, make_plan
 
 if TYPE_CHECKING:
     from recsys.training.world import World
+
+# torchrec 1.8 on torch 2.13 uses names that torch is about to change; that says nothing to our users.
+for _message in ("Please use DTensor instead", "`torch.distributed.*` is deprecated"):
+    warnings.filterwarnings("ignore", message=_message, category=FutureWarning)
 
 _PIECE = 1 << 20  # rows sent at once when a table is collected
 
@@ -67,7 +72,8 @@ class ShardedEmbeddings(Embeddings):
         return list(self.bags._embedding_names)
 
     def forward(self, sparse: KeyedJaggedTensor) -> torch.Tensor:
-        """See :class:`Embeddings`. All ranks must call it together, with as many features, of any number of rows."""
+        """See :class:`Embeddings`. All ranks must call it together, with batches of one size where a table is cut by
+        rows."""
         values = self.bags(sparse).values()
         pooled = values.view(values.shape[0], -1, self.dim)
         return pooled if self._order is None else pooled.index_select(1, self._order)
