@@ -127,19 +127,28 @@ def segment_lifts(c: Comparison, segments: Mapping[str, Segments], config: Exper
     for column, made in segments.items():
         size = np.bincount(made.codes, minlength=len(made.labels))
         units = [len(np.unique(c.clusters[made.codes == g])) for g in range(len(made.labels))]
+        parts = [_part(c, np.flatnonzero(made.codes == g)) for g in range(len(made.labels))]
         out[column] = {"values": {label: {"n": int(n), "clusters": u}
                                   for label, n, u in zip(made.labels, size, units, strict=True)},
-                       "arms": {name: _arm(c, made, name, config) for name in c.arms if name != c.baseline}}
+                       "arms": {name: _arm(c, made, parts, name, config) for name in c.arms if name != c.baseline}}
     _adjusted(out, config)
     return out
 
 
-def _arm(c: Comparison, made: Segments, name: str, config: ExperimentConfig) -> dict[str, Any]:
+def _part(c: Comparison, rows: NDArray[np.int64]) -> Comparison | Refused:
+    try:
+        return c.part(rows)
+    except Refused as refused:
+        return refused
+
+
+def _arm(c: Comparison, made: Segments, parts: Sequence[Comparison | Refused], name: str,
+         config: ExperimentConfig) -> dict[str, Any]:
     found: dict[str, dict[str, Any]] = {}
-    for g, label in enumerate(made.labels):
-        rows = np.flatnonzero(made.codes == g)
+    for label, part in zip(made.labels, parts, strict=True):
         try:
-            part = c.part(rows)
+            if isinstance(part, Refused):
+                raise part
             choice, lift = part.choice_of(c.goal, name, c.baseline), part.lift(name, c.baseline, c.goal)
             plain = t_interval(cluster_sums(part.arms[name].rows[c.goal], part.arms[c.baseline].rows[c.goal],
                                             part.clusters), c.confidence)

@@ -1,4 +1,4 @@
-"""``lift.json`` as a table: one row per arm and metric, for spreadsheets."""
+"""``lift.json`` as a table: one row per arm and metric, and per arm and segment, for spreadsheets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from recsys.report.page import check
 from recsys.stage import write_atomic
 
 COLUMNS = ("experiment", "arm", "metric", "role", "value", "value_low", "value_high", "lift", "lift_low", "lift_high",
-           "n", "verdict", "decision_sha256")
+           "n", "verdict", "decision_sha256", "segment", "p_adjusted")
 
 
 def write_csv(lift: Mapping[str, Any], out: str | Path) -> None:
@@ -42,6 +42,15 @@ def write_csv(lift: Mapping[str, Any], out: str | Path) -> None:
                 row |= {f"{key}_{end}": (interval or {}).get(end) for end in ("low", "high")}
             row["lift"] = (found.get("lift") or {}).get("estimate")
             table.writerow({k: _safe(v) for k, v in row.items() if v is not None})
+    for column, found in (lift.get("segments") or {}).items():
+        for name, arm in found["arms"].items():
+            for label, one in arm["values"].items():
+                row = {"experiment": lift["experiment"], "arm": name, "metric": lift.get("goal", "goal"),
+                       "role": "segment", "segment": f"{column}={label}", "n": found["values"][label]["n"],
+                       "p_adjusted": one.get("p_adjusted"), "decision_sha256": decision.get("sha256")}
+                ends = one.get("lift") or {}
+                row |= {"lift": ends.get("estimate"), "lift_low": ends.get("low"), "lift_high": ends.get("high")}
+                table.writerow({k: _safe(v) for k, v in row.items() if v is not None})
     write_atomic(out, buffer.getvalue())
 
 

@@ -31,3 +31,13 @@ def test_a_bare_report_and_a_name_that_is_a_formula(tmp_path: Path) -> None:
     found = rows(lift, tmp_path)
     assert [r["arm"] for r in found] == ["a", "b", "'=HYPERLINK(1)"]
     assert found[1]["lift"] == "0.01"
+
+
+def test_segments_are_rows_of_their_own(tmp_path: Path) -> None:
+    lift = samples.evidenced()
+    found = {(r["arm"], r["segment"]): r for r in rows(lift, tmp_path) if r["role"] == "segment"}
+    assert len(found) == 3 * (3 + 8)
+    one = found["minilm", "surface=discovery"]
+    assert (float(one["lift"]), float(one["lift_low"]), float(one["p_adjusted"])) == (.09, -.05, .003)
+    assert found["hashed", "surface=messaging"]["lift"] == ""  # refused
+    assert one["verdict"] == ""
