@@ -13,7 +13,7 @@ from recsys import __version__
 from recsys.errors import InputError, RecsysError, Stopped
 from recsys.evaluation.ab.commands import ab, power
 from recsys.evaluation.offpolicy.commands import ope, thompson_policy
-from recsys.experiment.commands import ledger
+from recsys.experiment.commands import ledger, tune
 from recsys.log import log, setup_logging
 from recsys.retrieval.commands import index, search
 from recsys.serving.commands import score, serve
@@ -195,6 +195,7 @@ def doctor(as_json: _Json = False) -> None:
 
 app.command("index")(index)
 app.command("search")(search)
+app.command("tune")(tune)
 app.command("ledger")(ledger)
 app.command("ab")(ab)
 app.command("power")(power)

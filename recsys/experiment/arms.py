@@ -66,12 +66,7 @@ def train_arm(config: ExperimentConfig, name: str, out: Path, model_out: Path | 
     arm = config.arms[name]
     if arm.policy != "ranker":
         return {}
-    content = None
-    if arm.encoders:
-        from recsys.content import joined_for_ads
-
-        ads = read_parquet(out / "split" / "ads.parquet")
-        content = joined_for_ads([out / "content" / n for n in arm.encoders], ads)
+    content = content_of_arm(arm, out)
     target = model_out or out / "arms" / name / "model"
     if config.model.kind == "ridge":
         from recsys.training.ridge import train_ridge
@@ -83,7 +78,17 @@ def train_arm(config: ExperimentConfig, name: str, out: Path, model_out: Path | 
     from recsys.training import train_model
 
     return train_model(out / "split", config.model, config.training, target, seed=config.seed, content=content,
-                       semantic=_semantic(arm, name, out), name=f"{config.name}/{name}")
+                       semantic=semantic_of_arm(arm, name, out), name=f"{config.name}/{name}")
+
+
+def content_of_arm(arm: ArmConfig, out: Path) -> Any:
+    """Ids and content vectors of the split's ads by the arm's encoders, None for ids only."""
+    if not arm.encoders:
+        return None
+    from recsys.content import joined_for_ads
+
+    ads = read_parquet(out / "split" / "ads.parquet")
+    return joined_for_ads([out / "content" / n for n in arm.encoders], ads)
 
 
 def semantic_ids_of_arm(arm: ArmConfig, name: str, out: Path) -> None:
@@ -97,7 +102,8 @@ def semantic_ids_of_arm(arm: ArmConfig, name: str, out: Path) -> None:
                       training_ad_ids(out / "split"), arm.semantic_ids, out / "semantic_ids" / name)
 
 
-def _semantic(arm: ArmConfig, name: str, out: Path) -> Any:
+def semantic_of_arm(arm: ArmConfig, name: str, out: Path) -> Any:
+    """What made the arm's semantic ids, and those of the split's ads; None where it has none."""
     if arm.semantic_ids is None:
         return None
     from recsys.content import SemanticIds

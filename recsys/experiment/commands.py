@@ -1,4 +1,7 @@
-"""The verb that shows an experiment's books. Heavy libraries are imported inside: ``recsys --help`` answers at once."""
+"""The verbs that show an experiment's books and search its settings.
+
+Heavy libraries are imported inside: ``recsys --help`` answers at once.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,43 @@ def ledger(
         raise InputError("no such file", file=file, expected="a report: run recsys lift first")
     books = json.loads(file.read_text())
     typer.echo(json.dumps(books, indent=2) if as_json else "\n".join(text(costs, books)))
+
+
+def tune(
+    file: Annotated[str, typer.Argument(help="Experiment file: a path, or the name of a shipped one.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the search: best.yaml, trials.json, tuning.png. A "
+                                                    "search that was interrupted goes on.")],
+    trials: Annotated[int, typer.Option(help="Trials in all; the first is the experiment as it stands.")] = 20,
+    space: Annotated[Path | None, typer.Option(help="YAML file of what to search (docs/tuning.md); default: the "
+                                                    "shipped one.")] = None,
+    jobs: Annotated[int, typer.Option(help="Processes that the trials are spread over.")] = 1,
+    metric: Annotated[str, typer.Option(help="Of the validation slice: normalized_entropy, log_loss, auc, gauc or "
+                                             "ece.")] = "normalized_entropy",
+    arm: Annotated[str | None, typer.Option(help="Which arm, where there are several.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override a key of the "
+                                                        "experiment file. May be repeated.")] = None,
+    home: Annotated[Path | None, typer.Option("--data-home", envvar="RECSYS_DATA_HOME", show_envvar=True,
+                                              help="Folder that holds the raw data sets.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")] = False,
+) -> None:
+    """Search over an arm's model and training settings, judged on validation data; writes best.yaml."""
+    from recsys.config import load_config
+    from recsys.experiment.tuning import run_tuning
+
+    found = run_tuning(load_config(file, overrides), out, home, arm, trials=trials, space=space, metric=metric,
+                       jobs=jobs)
+    typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(tuning_text(found, out)))
+
+
+def tuning_text(found: Mapping[str, Any], out: Path) -> list[str]:
+    """A search's result as lines of plain text."""
+    counts, best, own = found["counts"], found["best"], found["experiment"]
+    lines = [f"{len(found['trials'])} trials: {counts['complete']} complete, {counts['pruned']} pruned, "
+             f"{counts['fail']} failed",
+             f"validation {found['metric']}: {'failed' if own is None else format(own, '.5f')} as it stands, "
+             f"{best['value']:.5f} at best (trial {best['number']})"]
+    lines += [f"  --set '{o}'" for o in found["set"]]
+    return [*lines, f"recsys train {out / 'best.yaml'} --out FOLDER"]
 
 
 def text(costs: Iterable[Mapping[str, Any]], books: Mapping[str, Any]) -> list[str]:

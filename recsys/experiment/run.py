@@ -106,6 +106,21 @@ def run_experiment(config: ExperimentConfig, out: str | Path, data_home: str | P
     return lift
 
 
+def one_ranker(config: ExperimentConfig, arm: str | None) -> str:
+    """The named arm, or the only one with a ranker.
+
+    Raises:
+        InputError: there is no such arm, or there are several and none is named.
+    """
+    rankers = [n for n, a in config.arms.items() if a.policy == "ranker"]
+    if arm is None and len(rankers) != 1:
+        raise InputError("which arm?", file="--arm", got=None, expected=f"one of {rankers}")
+    name = arm or rankers[0]
+    if name not in rankers:
+        raise InputError("no such arm with a ranker", file="--arm", got=name, expected=f"one of {rankers}")
+    return name
+
+
 def run_training(config: ExperimentConfig, out: str | Path, data_home: str | Path | None = None,
                  arm: str | None = None) -> dict[str, Any]:
     """Train one arm's ranker and write ``out/metrics.json``.
@@ -119,13 +134,7 @@ def run_training(config: ExperimentConfig, out: str | Path, data_home: str | Pat
     Returns:
         The metrics: ``train`` and ``test`` parts, ``samples_per_second``, ``input_stall_share``.
     """
-    out = Path(out)
-    rankers = [n for n, a in config.arms.items() if a.policy == "ranker"]
-    if arm is None and len(rankers) != 1:
-        raise InputError("which arm?", file="--arm", got=None, expected=f"one of {rankers}")
-    name = arm or rankers[0]
-    if name not in rankers:
-        raise InputError("no such arm with a ranker", file="--arm", got=name, expected=f"one of {rankers}")
+    out, name = Path(out), one_ranker(config, arm)
     prepare_data(config, [name], out, data_home)
     embed_arm(config, config.arms[name], out)
     semantic_ids_of_arm(config.arms[name], name, out)

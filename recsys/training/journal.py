@@ -33,12 +33,16 @@ Metrics = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a watcher of a run is told: the ``index``-th (from 1) evaluation of a member on the validation slice."""
+    """What a watcher of a run is told: the ``index``-th (from 1) evaluation of a member on the validation slice.
+
+    ``share``: of the member's training that is done, 1 at the end of the last epoch.
+    """
 
     member: int
     index: int
     epoch: int
     step: int
+    share: float
     heads: Mapping[str, Metrics]
 
 
@@ -73,7 +77,7 @@ class Journal:
         self._file: IO[bytes] | None = None
         self._bar = progress("samples") if enabled else None
         self._task: Any = None
-        self._member = 0
+        self._member = self._done = 0
         self._known: set[tuple[Any, ...]] = set()
         self._last: dict[str, Any] = {}
 
@@ -93,7 +97,7 @@ class Journal:
 
     def member(self, member: int, step: int = 0, samples: int = 0) -> None:
         """Begin a member of the ensemble, or go on with it after ``step`` steps and ``samples`` rows."""
-        self._member, self._known, self._last = member, set(), {}
+        self._member, self._done, self._known, self._last = member, samples, set(), {}
         if not self._enabled:
             return
         if self._file is not None:
@@ -118,7 +122,8 @@ class Journal:
                                         completed=samples)
 
     def advance(self, rows: int) -> None:
-        """So many rows more are trained on; cheap, for every step."""
+        """So many rows more are trained on, by this rank; cheap, for every step."""
+        self._done += rows
         if self._bar is not None:
             self._bar.advance(self._task, rows)
 
@@ -137,6 +142,7 @@ class Journal:
             sparse_lr, dense_lr: in force at the step.
             seconds, stalled: this member's training time so far, and how much of it waited for input.
         """
+        self._done = samples
         if not self._enabled:
             return
         last = self._last
@@ -159,7 +165,8 @@ class Journal:
                        "speed/samples_per_second": line["samples_per_second"],
                        "speed/input_stall_share": line["input_stall_share"]}, step)
         if self._bar is not None and mean is not None:
-            self._bar.update(self._task, info=f"loss {mean:.5f}" + ("" if ne is None else f", NE {ne:.5f}"))
+            info = f"loss {mean:.5f}" + ("" if ne is None else f", NE {ne:.5f}")
+            self._bar.update(self._task, completed=samples, info=info)
 
     def evaluation(self, *, epoch: int, step: int, heads: Mapping[str, Metrics], part: str = "validation") -> None:
         """Write the metrics of every head on a part of the data, and tell the watcher of a validation.
@@ -176,7 +183,7 @@ class Journal:
             log.info("%s", _say(self._name, line))
         if self._watch is not None and part == "validation":
             index = sum(1 for key in self._known if key[0] == "evaluation" and key[2] == part)
-            self._watch(Evaluation(self._member, index, epoch, step, heads))
+            self._watch(Evaluation(self._member, index, epoch, step, self._done / max(self._samples, 1), heads))
 
     def _write(self, line: dict[str, Any]) -> bool:
         key = _key(line)

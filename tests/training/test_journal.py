@@ -83,6 +83,7 @@ def test_an_evaluation_done_again_is_told_but_not_doubled(tmp_path: Path) -> Non
         journal.member(0, EPOCH, EPOCH * 8)
         journal.evaluation(epoch=0, step=EPOCH, heads={"click": {"log_loss": 0.5, "auc": None}})
         _run(journal, 0, EPOCH, STEPS)
+    assert [t.share for t in told] == [0.5, 0.5, 1.0]
     assert [(t.index, t.step, t.heads["click"]["log_loss"]) for t in told] == [
         (1, 10, 0.5), (1, 10, 0.5), (2, 20, pytest.approx(0.4))]
     assert [e["step"] for e in _timeless(tmp_path) if e["kind"] == "evaluation"] == [10, 20]

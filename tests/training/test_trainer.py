@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,18 @@ def test_binomial_labels_and_several_heads(tmp_path: Path) -> None:
     assert engage["trials"] == 5000
     assert engage["calibration_ratio"] == pytest.approx(1, abs=0.2)
     assert metrics["test"]["trials"] == 1000
+
+
+def test_metrics_are_also_told_by_surface_and_within_users(split: Path, tmp_path: Path) -> None:
+    metrics = _train(split, tmp_path / "out", content=toy_content(), training=TRAINING.model_copy(update={"epochs": 4}))
+    test, table = metrics["test"], pq.read_table(split / "test.parquet")
+    assert 0.55 < test["gauc"] < 0.9
+    assert 40 < test["gauc_users"] <= len(table["user_id"].unique())
+    assert 0 < test["ece"] < 0.1
+    assert {k: v["n"] for k, v in test["by_surface"].items()} == {
+        str(s): n for s, n in Counter(table["surface"].to_pylist()).items()}
+    loss = sum(v["log_loss"] * v["trials"] for v in test["by_surface"].values())
+    assert loss / test["trials"] == pytest.approx(test["log_loss"])
 
 
 def test_weights_count(tmp_path: Path) -> None:
