@@ -30,6 +30,7 @@ from recsys.training.data import ParquetSource, TrainingData, load_training_data
 from recsys.training.evaluate import evaluate
 from recsys.training.journal import Journal, Watch
 from recsys.training.loop import TrainingRun
+from recsys.training.memory import keep_freed_memory
 from recsys.training.metrics import base_entropy
 from recsys.training.optimizers import make_optimizer
 from recsys.training.step import PlainStepper
@@ -39,8 +40,8 @@ Content = tuple[list[str], np.ndarray]
 Semantic = tuple[ResidualQuantiser, np.ndarray]
 """Ad ids, and their content vectors float [n, d]."""
 
-_EVALUATION_BATCH = 16_384
-_TRAIN_METRIC_ROWS = 1 << 17
+_EVALUATION_BATCH = 4096  # activations that stay in a CPU's cache
+_TRAIN_METRIC_ROWS = 1 << 15
 _USAGE = 2  # form of the usage row; models whose row is of an older form are trained again
 
 
@@ -100,6 +101,8 @@ def _train(stage: Stage, split_dir: str | Path, model: ModelConfig, training: Tr
            content: Content | None, semantic: Semantic | None, world: World, name: str, test: bool,
            watch: Watch | None) -> None:
     started = time.perf_counter()
+    if world.device.type == "cpu":
+        keep_freed_memory()
     matrix = transform = None
     if content is not None:
         matrix, transform = content_matrix(*content, training_ad_ids(split_dir), model.content_dim)
