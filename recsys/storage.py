@@ -17,7 +17,7 @@ import json
 import os
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from recsys.errors import InputError
@@ -174,8 +174,8 @@ def fingerprint(path: str) -> str:
     system, name = filesystem(path)
     with open_input(path) as file:
         size = int(file.size())
-        metadata: dict[Any, Any] = {k.decode(): v.decode() for k, v in (file.metadata() or {}).items()}
+        metadata = dict(file.metadata() or {})
         file.seek(max(size - _TAIL, 0))
         tail = hashlib.sha256(file.read()).hexdigest()
-    mark = metadata.get("ETag") or str(system.get_file_info(name).mtime_ns)
-    return hashlib.sha256(json.dumps([size, mark, tail]).encode()).hexdigest()
+    mark = metadata.get("ETag") or metadata.get(b"ETag") or str(system.get_file_info(name).mtime_ns)
+    return hashlib.sha256(json.dumps([size, str(mark), tail]).encode()).hexdigest()
