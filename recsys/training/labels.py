@@ -49,7 +49,7 @@ def read_labels(table: pa.Table, labels: Sequence[Label], file: str | Path,
             require_columns(table, [str(label.column)], file)
             value = read_counts(table, str(label.column), file)
             trials[:, head] = ~np.isnan(value)
-            successes[:, head] = np.nan_to_num(value)
+            successes[:, head] = np.nan_to_num(value, posinf=np.inf, neginf=-np.inf)
             bad, blame = (successes[:, head] != 0) & (successes[:, head] != 1), label.column
         else:
             require_columns(table, [str(label.trials), str(label.successes)], file)
