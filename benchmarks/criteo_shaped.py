@@ -81,16 +81,19 @@ def generate(rows: int, out: Path, seed: int = 0) -> dict[str, float]:
             left, chunk = left - table.num_rows, chunk + 1
         if writer is not None:
             writer.close()
-    sparse = [f"C{j + 1}" for j in range(len(CARDINALITIES))]
-    write_json(out / "dataset.json", {
-        "name": "criteo_shaped", "dense": [f"I{i + 1}" for i in range(COUNTS)], "sparse": sparse,
-        "id_rows": dict(zip(sparse, CARDINALITIES, strict=True)),
-        "label": {"click": {"kind": "binary", "column": "click"}}, "simulated": True,
-    })
+    about(out, {f"C{j + 1}": size for j, size in enumerate(CARDINALITIES)})
     found = metrics.result()
     truth = {"rows": rows, "seed": seed, "auc": found["auc"], "click_rate": found["base_rate"]}
     write_json(out / "truth.json", truth)
     return truth
+
+
+def about(out: Path, rows: dict[str, int]) -> None:
+    """Write dataset.json; ``rows``: table rows of each categorical feature."""
+    write_json(out / "dataset.json", {
+        "name": "criteo_shaped", "dense": [f"I{i + 1}" for i in range(COUNTS)], "sparse": list(rows), "id_rows": rows,
+        "label": {"click": {"kind": "binary", "column": "click"}},
+    })
 
 
 if __name__ == "__main__":

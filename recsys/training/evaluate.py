@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,20 +16,22 @@ from recsys.training.metrics import StreamingMetrics
 from recsys.training.world import World
 
 
-def evaluate(models: Sequence[Ranker], loader: StreamLoader, world: World) -> list[dict[str, Any]]:
+def evaluate(models: Sequence[Ranker], loader: StreamLoader, world: World,
+             rows: int | None = None) -> list[dict[str, Any]]:
     """Metrics of the models' mean probability, one dict a head, the same on all ranks. Draws no random numbers.
 
     Args:
         models: one ranker, or an ensemble; left in evaluation mode.
         loader: this rank's share of labelled rows; their order does not matter.
         world: the ranks; all of them call this together.
+        rows: about so many rows of the loader's, from its start; None: all.
     """
     heads = len(models[0].head_names)
     metrics = StreamingMetrics(heads)
     for model in models:
         model.eval()
     with loader.epoch() as batches, torch.no_grad():
-        for batch in batches:
+        for batch in islice(batches, None if rows is None else -(-rows // loader.batch_size)):
             logits = mean_logits(models, batch.to(world.device))
             weight = batch.weight.numpy()[:, None].astype(np.float64)
             metrics.update(logits, batch.trials.numpy() * weight, batch.successes.numpy() * weight,

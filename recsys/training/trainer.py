@@ -158,11 +158,13 @@ def _train_member(stage: Stage, data: TrainingData, model: ModelConfig, training
 
 def _metrics(models: list[Ranker], data: TrainingData, world: World) -> dict[str, Any]:
     """Metrics of the first head by part, those of further heads under ``heads``; ``train`` on a bounded sample."""
-    parts = {"train": data.train.sample(_TRAIN_METRIC_ROWS), "validation": data.validation, "test": data.test}
+    # A row group may be much larger than the sample: so a bound on its rows, too.
+    parts = {"train": (data.train.sample(_TRAIN_METRIC_ROWS), 2 * _TRAIN_METRIC_ROWS),
+             "validation": (data.validation, None), "test": (data.test, None)}
     found: dict[str, Any] = {}
-    for part, source in parts.items():
+    for part, (source, rows) in parts.items():
         if source is not None:
-            first, *rest = evaluate(models, _in_order(source, data, world), world)
+            first, *rest = evaluate(models, _in_order(source, data, world), world, rows)
             names = list(models[0].head_names)
             found[part] = first | ({"heads": dict(zip(names[1:], rest, strict=True))} if rest else {})
     return found
