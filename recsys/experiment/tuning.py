@@ -76,9 +76,8 @@ def run_tuning(config: ExperimentConfig, out: str | Path, data_home: str | Path 
         raise InputError("out of range", file="--trials, --jobs", got=(trials, jobs), expected="at least 1")
     search = Search(config, load_space(space, config), metric, trials, out)
     study = open_study(search)
-    lock = FileLock(out / ".tune.lock")
     try:
-        lock.acquire(timeout=0)
+        lock = FileLock(out / ".tune.lock").acquire(timeout=0)
     except Timeout:
         raise InputError("a search is running in this folder", file=out, expected="another --out, or wait") from None
     with lock:
