@@ -34,6 +34,7 @@ PEERS = ("torchrec_plain", "torchrec_fused", "deepctr_torch_dcn")
 MODEL = {"embedding_dim": 16, "bottom": [512, 256], "top": [512, 256], "top_input": "dense"}
 TRAINING = {"epochs": 1, "batch_size": 4096, "precision": "bfloat16", "validation_share": 0.0,
             "shuffle_window": 1 << 16, "checkpoint_seconds": 3600.0, "sparse_lr": 0.03, "dense_lr": 0.0007,
+            "embedding_init": 0.01,
             "dense_schedule": {"decay": "linear", "final": 0.1}}
 # How OpenMP's threads wait between two loops: asleep, the project's default, which other work on the same cores does
 # not slow down tenfold, or spinning, which on cores of one's own saves waking them hundreds of times a step.

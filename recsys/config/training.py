@@ -57,6 +57,10 @@ class TrainingConfig(Strict):
     )
     sparse_lr: float = Field(0.05, gt=0)
     dense_lr: float = Field(1e-3, gt=0)
+    embedding_init: float = Field(
+        0.1, gt=0, description="embedding rows start uniform within this over the root of their dimension; less holds "
+                               "rare rows back"
+    )
     sparse_optimizer: SparseOptimizer = Field("rowwise_adagrad", description="adam: on a GPU, or the dense backend")
     dense_optimizer: Literal["adamw", "adagrad", "sgd"] = "adamw"
     tables: dict[str, TableConfig] = Field(default_factory=dict, description="settings of single tables, by name")

@@ -45,17 +45,20 @@ class SparseOptions:
         optimizer, lr: of all tables but those that ``tables`` names otherwise.
         l2: L2 of whole tables each step, its gradient is ``l2 * weights``; dense backend only.
         tables: settings of single tables.
+        init: rows start uniform within +- init / sqrt(dim).
     """
 
     optimizer: SparseOptimizer = "rowwise_adagrad"
     lr: float = 0.05
     l2: float = 0.0
     tables: Mapping[str, TableConfig] = field(default_factory=dict)
+    init: float = 0.1
 
     @classmethod
     def of(cls, training: TrainingConfig) -> SparseOptions:
         """What the experiment file's section says."""
-        return cls(training.sparse_optimizer, training.sparse_lr, training.embedding_l2, training.tables)
+        return cls(training.sparse_optimizer, training.sparse_lr, training.embedding_l2, training.tables,
+                   training.embedding_init)
 
     def of_table(self, name: str) -> tuple[SparseOptimizer, float]:
         """Optimizer and learning rate of a table."""
@@ -156,15 +159,15 @@ def state_width(kind: SparseOptimizer, dim: int) -> int:
     return {"rowwise_adagrad": 1, "adagrad": dim, "adam": 2 * dim, "sgd": 0}[kind]
 
 
-def initial_rows(seed: int, index: int, rows: int, dim: int, start: int = 0,
-                 stop: int | None = None) -> Iterator[tuple[int, torch.Tensor]]:
+def initial_rows(seed: int, index: int, rows: int, dim: int, start: int = 0, stop: int | None = None,
+                 init: float = 0.1) -> Iterator[tuple[int, torch.Tensor]]:
     """Initial values of rows start .. stop of table number ``index``, in pieces: (first row, float32 [n, D]).
 
     Each block of rows has a seed of its own, so that a table starts alike however it is sharded, and a rank makes only
-    its part. Uniform, small beside the first Adagrad steps, so that rare rows stay near zero; row 0, the
-    out-of-vocabulary row, starts without an opinion.
+    its part. Uniform within +- init / sqrt(dim), small beside the first Adagrad steps, so that rare rows stay near
+    zero; row 0, the out-of-vocabulary row, starts without an opinion.
     """
-    bound, stop = 0.1 / math.sqrt(dim), rows if stop is None else stop
+    bound, stop = init / math.sqrt(dim), rows if stop is None else stop
     for first in range(start - start % _BLOCK, stop, _BLOCK):
         entropy = np.random.SeedSequence([seed, index, first]).generate_state(1, np.uint64)[0]
         values = torch.empty(min(_BLOCK, rows - first), dim)
@@ -175,11 +178,12 @@ def initial_rows(seed: int, index: int, rows: int, dim: int, start: int = 0,
         yield low, values[low - first : high - first]
 
 
-def initialise(tables: list[Table], weights: Mapping[str, torch.Tensor], dim: int, seed: int) -> None:
+def initialise(tables: list[Table], weights: Mapping[str, torch.Tensor], dim: int, seed: int,
+               init: float) -> None:
     """Write the initial values into whole tables."""
     with torch.no_grad():
         for index, table in enumerate(tables):
-            for at, values in initial_rows(seed, index, table.rows, dim):
+            for at, values in initial_rows(seed, index, table.rows, dim, init=init):
                 weights[table.name][at : at + len(values)] = values
 
 

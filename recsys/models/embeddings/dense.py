@@ -29,7 +29,7 @@ class DenseEmbeddings(Embeddings):
         super().__init__(tables, dim)
         self._options = options
         self._module_list = nn.ModuleList(nn.EmbeddingBag(t.rows, dim, mode="mean", device=device) for t in tables)
-        initialise(tables, self.weights(), dim, seed)
+        initialise(tables, self.weights(), dim, seed, options.init)
         self._optimizers: list[torch.optim.Optimizer] = []
         for table, bag in zip(tables, self._bags, strict=True):
             kind, lr = options.of_table(table.name)

@@ -63,7 +63,7 @@ class FusedEmbeddings(Embeddings):
         self._order = None
         if given != wanted:
             self._order = torch.tensor([given.index(f) for f in wanted], device=device)
-        initialise(tables, self.weights(), dim, seed)
+        initialise(tables, self.weights(), dim, seed, options.init)
 
     @property
     def _bags(self) -> list[FusedEmbeddingBagCollection]:

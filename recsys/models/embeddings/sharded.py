@@ -64,7 +64,8 @@ class ShardedEmbeddings(Embeddings):
         with torch.no_grad():
             for index, table in enumerate(tables):
                 for start, rows in _local(self._tensors()[table.name]):
-                    for at, values in initial_rows(seed, index, table.rows, dim, start, start + len(rows)):
+                    for at, values in initial_rows(seed, index, table.rows, dim, start, start + len(rows),
+                                                   options.init):
                         rows[at - start : at - start + len(values)] = values
 
     def _given(self) -> list[str]:
