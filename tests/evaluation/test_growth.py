@@ -52,15 +52,15 @@ def test_rows_of_one_time_are_one_look_and_no_time_is_said() -> None:
 
 
 def test_bounds_hold_at_every_look_where_an_interval_of_one_look_does_not() -> None:
-    """300 logs without any lift, users who come again: how often does a watcher of 20 looks ever see zero left?"""
+    """200 logs without any lift, users who come again: how often does a watcher of 20 looks ever see zero left?"""
     rng, ever = np.random.default_rng(1), {"lift": 0, "one_look": 0}
     setting = config(["base", "a"], growth_looks=20)
-    for _ in range(300):
+    for _ in range(200):
         user = rng.integers(0, 600, 4000)
         taste = rng.normal(0, 0.5, 600)[user]
         base, rows = (1 + taste + rng.normal(0, 1, 4000) for _ in range(2))
         path = growth(comparison(rows, base, user), pa.chunked_array([pa.array(np.arange(4000))]), setting)["arms"]["a"]
         for key in ever:
             ever[key] += any(not p[key]["low"] <= 0 <= p[key]["high"] for p in path)
-    assert ever["lift"] <= 0.05 * 300 + 2 * (0.05 * 0.95 * 300) ** 0.5
-    assert ever["one_look"] > 0.12 * 300
+    assert ever["lift"] <= 0.05 * 200 + 2 * (0.05 * 0.95 * 200) ** 0.5
+    assert ever["one_look"] > 0.12 * 200

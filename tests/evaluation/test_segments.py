@@ -12,9 +12,10 @@ from recsys.config import DecisionConfig, ExperimentConfig
 from recsys.errors import InputError
 from recsys.evaluation.comparison import ArmRows, Comparison
 from recsys.evaluation.intervals import Choice
-from recsys.evaluation.lift import offpolicy_lift
+from recsys.evaluation.lift import offpolicy_lift, randomized_lift
 from recsys.evaluation.segments import Segments, equal_lifts, read_segments
 from tests.evaluation.bandit import Bandit, config
+from tests.evaluation.test_randomized import simulated
 
 BANDIT = Bandit.make()
 
@@ -127,3 +128,28 @@ def test_little_evidence_in_a_segment_is_refused_there_alone() -> None:
 
 def test_without_declared_segments_none_is_looked_for() -> None:
     assert report(effect=False, users=400, segments=[])["segments"] == {}
+
+
+def test_randomised_tests_have_segments_and_weeks_too() -> None:
+    """A test's segment is that of its rows; stories are the units, in each segment by themselves."""
+    table, rate = simulated(500, seed=2)
+    request = np.unique(table["request_id"].to_numpy(zero_copy_only=False), return_inverse=True)[1]
+    table = table.append_column("topic", pa.array([f"t{r % 2}" for r in request]))
+    table = table.append_column("week", pa.array(201400 + request * 40 // (request.max() + 1)))
+    plain = config(["uniform", "scores"], method="randomized", unit="group_id", time_column="week").resolved()
+    setting = ExperimentConfig.model_validate(plain | {"decision": {"segments": ["topic"]}})
+    lift = randomized_lift(table, {"uniform": None, "scores": rate}, setting)
+    found = lift["segments"]["topic"]
+    assert sum(v["n"] for v in found["values"].values()) == lift["arms"]["scores"]["n"]
+    for one in found["arms"]["scores"]["values"].values():
+        assert one["interval_method"] == "t"
+        assert one["p_adjusted"] < 1e-6
+    path = lift["growth"]["arms"]["scores"]
+    assert path[-1]["n"] == lift["arms"]["scores"]["n"]
+    assert path[-1]["until"] == "201439"
+    assert {n["check"] for n in lift["not_checked"]} == {"exposure, logging loss", "pre-period bias"}
+    assert lift["arms"]["scores"]["diagnostics"]["viewers_of_picks"] < lift["arms"]["scores"]["diagnostics"]["viewers"]
+    with pytest.raises(InputError, match="segment differs within a request"):
+        randomized_lift(table.append_column("x", pa.array([str(i) for i in range(table.num_rows)])),
+                        {"uniform": None, "scores": rate},
+                        ExperimentConfig.model_validate(plain | {"decision": {"segments": ["x"]}}))

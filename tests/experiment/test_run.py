@@ -155,7 +155,7 @@ def test_the_verdict_follows_the_rule_of_the_file_and_its_hash_is_everywhere(con
     assert lift["multiplicity"].startswith("holm")
     assert lift["peeking"].startswith("fixed")
     assert [g["metric"] for g in found["rule"]["guardrails"]] == [
-        "engagement", "hide", "revenue_per_mille", "cost_per_click", "latency_ms"]
+        "engagement", "hide", "revenue_per_mille", "cost_per_click", "diversity", "latency_ms"]
     assert found["guardrails"]["hashed_text"]["latency_ms"]["value"] > 0
 
 
