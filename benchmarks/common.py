@@ -27,10 +27,15 @@ def machine() -> dict[str, Any]:
             "packages": {n: version(n) for n in PACKAGES}}
 
 
-def save(name: str, results: dict[str, Any]) -> Path:
-    """Write benchmarks/results/NAME.json."""
+def facts() -> dict[str, Any]:
+    """Command, date and machine of this run."""
     given = [Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:]]  # no machine's folders in a result
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *given])
+    return {"command": command, "date": dt.date.today().isoformat(), "machine": machine()}
+
+
+def save(name: str, results: dict[str, Any]) -> Path:
+    """Write benchmarks/results/NAME.json."""
     path = RESULTS / f"{name}.json"
-    write_json(path, {"command": command, "date": dt.date.today().isoformat(), "machine": machine(), **results})
+    write_json(path, {**facts(), **results})
     return path

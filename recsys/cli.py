@@ -12,6 +12,7 @@ import typer
 from recsys import __version__
 from recsys.errors import InputError, RecsysError, Stopped
 from recsys.evaluation.ab.commands import ab, power
+from recsys.evaluation.certify.commands import certify
 from recsys.evaluation.offpolicy.commands import ope, thompson_policy
 from recsys.experiment.commands import ledger, tune
 from recsys.log import log, setup_logging
@@ -203,6 +204,7 @@ app.command("score")(score)
 app.command("serve")(serve)
 app.command("ope")(ope)
 app.command("thompson-policy")(thompson_policy)
+app.command("certify")(certify)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -303,6 +303,8 @@ def open_parquet(path: str | Path) -> pq.ParquetFile:
 
     A missing, empty, truncated or foreign file is one clear :class:`InputError`.
     """
+    if not is_url(path) and Path(path).is_dir():
+        raise InputError("not a file", file=path, got="a folder", expected="a Parquet file")
     size = file_size(path)
     if size is None:
         raise InputError("no such file", file=path, expected="a Parquet file")

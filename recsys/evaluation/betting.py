@@ -7,6 +7,8 @@ it holds at any sample size for bounded data.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq
@@ -14,9 +16,10 @@ from scipy.optimize import brentq
 from recsys.errors import InputError
 from recsys.evaluation.intervals import ClusterSums, Floats, Interval
 
+Game = Callable[[float], tuple[Floats, Floats]]  # ratio -> outcomes, and the lowest outcomes there can be
 CAP = 0.5  # share of the wealth that a single outcome can lose (WSR's c)
 DOUBLINGS = 26  # of the distance from the estimate, before an end counts as infinite
-BOUND_FACTOR = 2.0  # headroom over the largest cluster seen, where the true bound is not known
+BOUND_FACTOR = 2.0  # headroom over the largest loss seen, where nothing is known of what it could have been
 
 
 def _bounded(x: ArrayLike, low: float, high: float) -> Floats:
@@ -99,14 +102,15 @@ def betting_interval(sums: ClusterSums, confidence: float = 0.95, seed: int = 0,
 
     Each candidate ratio r makes clusters z_c = a_c - r b_c; the two gamblers of :func:`betting_mean` bet on the
     sign of their mean. The true bounds of z_c are not known for off-policy data (weights of ads that were not
-    shown are not logged), so ``bound_factor`` times the largest loss seen stands in for each: coverage is then
-    no theorem, but measured (docs/certification.md). That is why its label is ``exploratory``.
+    shown are not logged), so the largest loss that these clusters could have made stands in for each; where
+    ``sums.largest`` is not known, ``bound_factor`` times the largest that they made. Coverage is then no theorem, but
+    measured (docs/certification.md). That is why its label is ``exploratory``.
 
     Args:
         sums: G clusters.
         confidence: coverage aimed at.
         seed: of the clusters' order.
-        bound_factor: headroom over the largest cluster seen.
+        bound_factor: headroom over the largest loss made; not used where ``sums.largest`` is known.
 
     Returns:
         Each end is where the gambler on that side first gets rich, going out from the estimate (to a hundredth of a
@@ -115,18 +119,21 @@ def betting_interval(sums: ClusterSums, confidence: float = 0.95, seed: int = 0,
     centre = sums.ratio
     order = np.random.default_rng(seed).permutation(len(sums.numerator))
     a, b = sums.numerator[order], sums.denominator[order]
+    largest, factor = ((a, bound_factor) if sums.largest is None
+                       else (np.maximum(a, sums.largest[order]), 1.0))
     z = (a - centre * b) / b.mean()
     reach = max(float(np.sqrt(z @ z)) / len(a), 1e-12 * max(1.0, abs(centre)))
-    low, high = (_end(a, b, centre, sign * reach, 1 - confidence, bound_factor) for sign in (-1.0, 1.0))
+    # Who bets on z > 0 is ruined by low values, who bets on z < 0 by high ones.
+    low = _end(lambda r: (a - r * b, a - r * b), centre, -reach, 1 - confidence, factor)
+    high = _end(lambda r: (r * b - a, r * b - largest), centre, reach, 1 - confidence, factor)
     return Interval(centre, low, high, method="betting")
 
 
-def _end(a: Floats, b: Floats, centre: float, reach: float, alpha: float, factor: float) -> float:
+def _end(game: Game, centre: float, reach: float, alpha: float, factor: float) -> float:
     """The first ratio, going out from the estimate in the direction of ``reach``, that its gambler refuses."""
-    sign = -float(np.sign(reach))  # below the estimate z is too high: the gambler bets on z > 0
-
     def excess(r: float) -> float:
-        return _peak(sign * (a - r * b), alpha, factor) - np.log(2 / alpha)
+        z, lowest = game(r)
+        return _peak(z, factor * max(0.0, -float(lowest.min())), alpha) - np.log(2 / alpha)
 
     inside, outside = centre, centre + 2 * reach
     for _ in range(DOUBLINGS):
@@ -141,12 +148,14 @@ def _end(a: Floats, b: Floats, centre: float, reach: float, alpha: float, factor
     return root + float(np.copysign(step, reach))
 
 
-def _peak(z: Floats, alpha: float, factor: float) -> float:
-    """Highest log wealth of a gambler who bets that the mean of z is above 0, by :func:`betting_mean`'s amounts."""
+def _peak(z: Floats, worst: float, alpha: float) -> float:
+    """Highest log wealth of a gambler who bets that the mean of z is above 0, by :func:`betting_mean`'s amounts.
+
+    ``worst`` is the largest loss, -z, that is reckoned with.
+    """
     n = len(z)
-    worst = max(0.0, -float(z.min()))  # who bets on z > 0 is ruined by low values alone; 0.0, never -0.0
-    with np.errstate(divide="ignore"):
-        cap = np.float64(CAP) / (factor * worst)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cap = np.float64(CAP) / worst
         # nothing is staked before a cluster is seen
         stake = np.minimum(np.sqrt(2 * np.log(2 / alpha) / n * np.arange(1, n) / np.cumsum(z[:-1] * z[:-1])), cap)
     stake[~np.isfinite(stake)] = 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,36 +31,36 @@ class ArmRows:
         choice: the interval rule applied to this arm's goal.
         ess: effective sample size of its weights.
         events: metric -> effective events, (sum w |r|)^2 / sum (w r)^2 of that metric's own r: clicks, hides, revenue.
-        top_share: share of the weight that the largest 1 % of weights carry.
         diagnostics: for the report.
         sizes: float64[clusters] each: rows, and weight, of every unit; none: units of one size.
         weight: float64[n] importance weights; None where rows are not weighted.
         hits: float64[n] of the goal's outcome times weight; None as ``weight``.
         unadjusted: float64[n] rows of the goal without its outcome model (IPS); None where there is no model.
+        headroom: metric -> float64[clusters], what a unit's rows lack to the most they could have been
+            (:func:`recsys.evaluation.offpolicy.headroom`), where it is known.
     """
 
     rows: dict[str, Floats]
     choice: Choice
     ess: float
     events: dict[str, float]
-    top_share: float
     diagnostics: dict[str, Any]
     sizes: tuple[Floats, ...] = ()
     weight: Floats | None = None
     hits: Floats | None = None
     unadjusted: Floats | None = None
+    headroom: dict[str, Floats] = field(default_factory=dict)
 
     def part(self, rows: NDArray[np.int64], clusters: NDArray[np.int64], goal: str) -> ArmRows:
         """The goal's rows of a part of the log, with that part's own evidence."""
         goals = {goal: self.rows[goal][rows]}
         if self.weight is None or self.hits is None:
             units = int(clusters.max()) + 1
-            return ArmRows(goals, randomized_choice(len(rows), units), float(len(rows)), {}, 0.0, {})
+            return ArmRows(goals, randomized_choice(len(rows), units), float(len(rows)), {}, {})
         weight = self.weight[rows]
         sizes = np.bincount(clusters).astype(np.float64), np.bincount(clusters, weight).astype(np.float64)
-        heavy = np.partition(weight, -max(1, round(0.01 * len(rows))))[-max(1, round(0.01 * len(rows))):]
-        return ArmRows(goals, self.choice, effective(weight), {goal: effective(self.hits[rows])},
-                       float(heavy.sum() / max(weight.sum(), 1e-300)), {}, sizes, weight, self.hits[rows])
+        return ArmRows(goals, self.choice, effective(weight), {goal: effective(self.hits[rows], clusters)}, {}, sizes,
+                       weight, self.hits[rows])
 
 
 def randomized_choice(tests: int, units: int) -> Choice:
@@ -104,9 +104,12 @@ class Comparison:
         arms = {name: arm.part(rows, clusters, self.goal) for name, arm in self.arms.items()}
         return replace(self, arms=arms, clusters=clusters)
 
-    def ratio(self, numerator: Floats, denominator: Floats | float, choice: Choice, null: float | None) -> Interval:
+    def ratio(self, numerator: Floats, denominator: Floats | float, choice: Choice, null: float | None,
+              headroom: Floats | None = None) -> Interval:
         """Interval of sum(numerator) / sum(denominator), clustered."""
         sums = cluster_sums(numerator, denominator, self.clusters)
+        if headroom is not None:
+            sums = replace(sums, largest=sums.numerator + headroom)
         made = interval(sums, choice, self.confidence, self.draws, self.seed, null)
         if not np.isfinite([made.low, made.high]).all():
             raise Refused(f"the interval has no finite end ({choice.reason}): the log cannot tell this ratio at all")
@@ -122,8 +125,7 @@ class Comparison:
         if not self.paired:
             return arms[0].choice
         return choose_interval(min(a.ess for a in arms), min(a.events[metric] for a in arms),
-                               int(self.clusters.max()) + 1, max(a.top_share for a in arms),
-                               [m for a in arms for m in a.sizes])
+                               int(self.clusters.max()) + 1, [m for a in arms for m in a.sizes])
 
     def lift(self, name: str, against: str, metric: str, null: float = 0.0) -> Interval:
         """Relative lift of one arm over another; rates are not negative, so a lift is never below -1.
@@ -136,7 +138,9 @@ class Comparison:
 
     def value(self, name: str, metric: str) -> Interval:
         """An arm's own value."""
-        return at_least(self.ratio(self.arms[name].rows[metric], 1.0, self.choice_of(metric, name), None), 0.0)
+        arm = self.arms[name]
+        return at_least(self.ratio(arm.rows[metric], 1.0, self.choice_of(metric, name), None,
+                                   arm.headroom.get(metric)), 0.0)
 
     def difference(self, name: str, against: str, metric: str, relative: bool) -> Interval:
         """Difference of two arms' values, absolute, or as a difference of lifts (divided by the baseline's value)."""

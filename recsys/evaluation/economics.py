@@ -33,9 +33,10 @@ from recsys.evaluation.offpolicy import (
 
 
 def offpolicy_events(log: Log, arm: Joined) -> dict[str, float]:
-    """Metric -> effective events (sum w |r|)^2 / sum (w r)^2, of the metrics that the log and the policy can tell."""
+    """Metric -> effective events (sum w |r|)^2 / sum (w r)^2, over rows or units, whichever are fewer."""
     found = {metric: outcomes_of(log, arm, metric) for metric in METRICS}
-    return {metric: effective(arm.weight * np.abs(o.reward)) for metric, o in found.items() if o is not None}
+    return {metric: effective(arm.weight * np.abs(o.reward), log.clusters)
+            for metric, o in found.items() if o is not None}
 
 
 def economics_rows(table: pa.Table, log: Log, policy: pa.Table, arm: Joined, made: dict[str, Floats | None],
@@ -63,15 +64,16 @@ def economics_rows(table: pa.Table, log: Log, policy: pa.Table, arm: Joined, mad
             out |= {"welfare_per_mille": welfare, "surplus_per_mille": welfare - revenue}
             assert worth.price is not None
             assert arm.price is not None
-            events["welfare_per_mille"] = effective(arm.weight * log.click * worth.price)
+            events["welfare_per_mille"] = effective(arm.weight * log.click * worth.price, log.clusters)
             kept = arm.weight * log.click * np.abs(worth.price - arm.price)
-            events["surplus_per_mille"] = effective(kept) or events["welfare_per_mille"]  # 0 under first prices
+            # under first prices nothing is kept
+            events["surplus_per_mille"] = effective(kept, log.clusters) or events["welfare_per_mille"]
     for name in ("hide", "conversion"):
         if name in table.column_names and not table.column(name).null_count:
             seen = table.column(name).to_numpy().astype(np.float64)
             usual = 0.0 if estimator == "ips" else float(seen.mean())
             out[name] = usual + arm.weight * (seen - usual)
-            events[name] = effective(arm.weight * seen)
+            events[name] = effective(arm.weight * seen, log.clusters)
     for name, bought, of in (("cost_per_click", clicks, "ctr"), ("cost_per_action", out.get("conversion"),
                                                                "conversion")):
         if revenue is not None and bought is not None and float(bought.mean()) > 0:

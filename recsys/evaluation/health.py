@@ -68,9 +68,10 @@ def srm_of_groups(trials: ArrayLike, groups: ArrayLike, pooled: bool = False) ->
     small, tests = int((chdtrc(arms[use] - 1, statistic[use]) < 0.01).sum()), int(use.sum())
     # bdtrc(k, n, p) is the chance of more than k of n
     overall = 1.0 if small == 0 else float(bdtrc(small - 1, tests, 0.01))
-    return check("sample ratio", overall >= SRM_ALPHA or small <= SRM_SHARE * tests,
+    ok = overall >= SRM_ALPHA or small <= SRM_SHARE * tests
+    return check("sample ratio", ok,
                  f"{small} of {tests} tests have p < 0.01 for equal allocation (about {tests / 100:.0f} expected; "
-                 f"p = {overall:.2g})")
+                 f"p = {overall:.2g})" + ("" if ok else "; mend the splitter, or leave the tests it made out"))
 
 
 def _parts(count: np.ndarray, code: np.ndarray) -> np.ndarray:
@@ -156,7 +157,9 @@ def split_audit(audit: dict[str, Any] | None) -> list[dict[str, Any]]:
                        f"{part.get('shared', 0):,} shared" for name, part in counted.items())
     leaks = [counted[n].get("shared", 0) for n in ("groups", "texts") if n in counted] if audit.get("stories") else []
     requests = counted.get("requests", {}).get("shared", 0)
-    return [check("split audit", not any(leaks) and not requests, detail or "no counts in the audit")]
+    ok = not any(leaks) and not requests
+    return [check("split audit", ok, (detail or "no counts in the audit") + (
+        "" if ok else "; what is shared can be remembered: split by story, or by request"))]
 
 
 def unit_of_analysis(table: pa.Table, unit: str) -> dict[str, Any]:

@@ -22,13 +22,12 @@ from scipy.special import stdtr, stdtrit
 from recsys.errors import InputError, Refused
 
 Floats = NDArray[np.float64]
-Method = Literal["t", "bootstrap", "t+bootstrap", "el", "betting"]
+Method = Literal["t", "bootstrap", "t+bootstrap", "el", "t+el", "betting"]
 
 MIN_ESS, MIN_CLUSTERS = 30.0, 10
 DISTINCT = 8  # clusters per distinct pair of sums from which a bootstrap draws counts of pairs
 EXPLORATORY_ESS, EXPLORATORY_CLICKS, EXPLORATORY_CLUSTERS = 1_000.0, 100.0, 100
-FULL_ESS, FINE_TOP_SHARE = 10_000.0, 0.25
-FEW_CLICKS, FULL_CLICKS = 30.0, 200.0  # where the effective sample size is full: el between them, t above
+FULL_ESS, FEW_CLICKS = 10_000.0, 5.0  # where the sample is that large, few clicks are enough for el
 
 
 @dataclass(frozen=True)
@@ -69,10 +68,18 @@ class Interval:
 
 @dataclass(frozen=True)
 class ClusterSums:
-    """Numerator and denominator summed within each cluster: two float64[G] arrays."""
+    """Numerator and denominator summed within each cluster.
+
+    Attributes:
+        numerator: float64[G].
+        denominator: float64[G].
+        largest: float64[G], the numerator that each cluster would have had if all of its rows had been clicked; read
+            by :func:`recsys.evaluation.betting.betting_interval`, and None where it is not known.
+    """
 
     numerator: Floats
     denominator: Floats
+    largest: Floats | None = None
 
     @property
     def ratio(self) -> float:
@@ -185,26 +192,30 @@ class Choice:
     reason: str
 
 
-def effective(x: ArrayLike) -> float:
+def effective(x: ArrayLike, units: NDArray[np.int64] | None = None) -> float:
     """Kish's effective count of non-negative numbers: (sum x)^2 / sum x^2.
 
     A number that is the share s of the sum leaves fewer than 1 / s^2, however many others there are.
+
+    Args:
+        x: float[n].
+        units: int64[n], codes of independent units; what one unit has counts once, if that leaves fewer: ten clicks
+            of one user are not ten clicks.
     """
     m = np.asarray(x, dtype=np.float64)
     squares = float(m @ m)
-    return float(m.sum()) ** 2 / squares if squares > 0 else 0.0
+    count = float(m.sum()) ** 2 / squares if squares > 0 else 0.0
+    return count if units is None or not len(m) else min(count, effective(np.bincount(units, m)))
 
 
-def choose_interval(ess: float, effective_clicks: float, clusters: int, top_share: float = 0.0,
-                    sizes: Sequence[ArrayLike] = ()) -> Choice:
-    """The rule fixed before results exist (docs/decisions/0005-intervals.md).
+def choose_interval(ess: float, effective_clicks: float, clusters: int, sizes: Sequence[ArrayLike] = ()) -> Choice:
+    """The rule fixed before results exist (docs/decisions/0026-certification.md).
 
     Args:
         ess: effective sample size of the worst arm involved, (sum w)^2 / sum w^2.
-        effective_clicks: (sum w r)^2 / sum (w r)^2 of the worst arm involved.
+        effective_clicks: (sum w r)^2 / sum (w r)^2 of the worst arm involved, over rows or units, the less.
         clusters: number of independent units.
-        top_share: share of the total weight that the largest 1 % of weights carry, worst arm.
-        sizes: float[clusters] each: rows, or weight, of every unit. Their :func:`effective` count, the least of
+        sizes: float64[clusters] each: rows, or weight, of every unit. Their :func:`effective` count, the least of
             them, stands for ``clusters`` in the rule; default: units of one size.
 
     Raises:
@@ -219,14 +230,12 @@ def choose_interval(ess: float, effective_clicks: float, clusters: int, top_shar
             "the logging one"
         )
     facts = f"effective sample size {ess:,.0f}, effective clicks {effective_clicks:,.0f}, {counted}"
-    full = ess >= FULL_ESS and units >= EXPLORATORY_CLUSTERS
-    if full and FEW_CLICKS <= effective_clicks < FULL_CLICKS:
-        return Choice("el", "exploratory" if effective_clicks < EXPLORATORY_CLICKS else "confirmatory", facts)
-    if ess < EXPLORATORY_ESS or effective_clicks < EXPLORATORY_CLICKS or units < EXPLORATORY_CLUSTERS:
-        return Choice("betting", "exploratory", facts)
-    if full and top_share <= FINE_TOP_SHARE:
-        return Choice("t", "confirmatory", facts)
-    return Choice("t+bootstrap", "confirmatory", facts)
+    if units >= EXPLORATORY_CLUSTERS:
+        if ess >= EXPLORATORY_ESS and effective_clicks >= EXPLORATORY_CLICKS:
+            return Choice("t+el", "confirmatory", facts)
+        if ess >= FULL_ESS and effective_clicks >= FEW_CLICKS:
+            return Choice("el", "exploratory", facts)
+    return Choice("betting", "exploratory", facts)
 
 
 def interval(
@@ -239,8 +248,10 @@ def interval(
 
     if choice.method == "betting":
         made = betting_interval(sums, confidence, seed=seed)
-    elif choice.method == "el":
+    elif choice.method in ("el", "t+el"):
         made = empirical_likelihood(sums, confidence, null)
+        if choice.method == "t+el":
+            made = wider_of(t_interval(sums, confidence, null), made)
     elif choice.method == "bootstrap":
         made = bootstrap_interval(sums, confidence, draws, seed, null)
     else:

@@ -91,12 +91,12 @@ def offpolicy_lift(
         made = {m: x for m, x in rows.items() if x is not None} | extra | shelf
         modelled = estimator != "ips" and arm.q is not None
         unadjusted = offpolicy.pseudo_outcomes(seen, arm, ev.goal, "ips") if modelled else None
-        top = facts["top_1_percent_weight_share"]
         counted, weighed = np.bincount(seen.clusters), np.bincount(seen.clusters, arm.weight)
         sizes = counted.astype(np.float64), weighed.astype(np.float64)
-        choice = choose_interval(facts["ess"], facts["effective_clicks"], int(seen.clusters.max()) + 1, top, sizes)
-        arms[name] = ArmRows(made, choice, facts["ess"], events | extra_events | shelf_events, top,
-                             {**facts, "estimator": estimator}, sizes, arm.weight, arm.weight * seen.click, unadjusted)
+        choice = choose_interval(facts["ess"], facts["effective_clicks"], int(seen.clusters.max()) + 1, sizes)
+        arms[name] = ArmRows(made, choice, facts["ess"], events | extra_events | shelf_events,
+                             {**facts, "estimator": estimator}, sizes, arm.weight, arm.weight * seen.click, unadjusted,
+                             offpolicy.headroom(seen, arm))
     checks += [health.support(gaps, MAX_GAP), *health.exposure(log), *health.logging_loss(log), health.duplicates(log),
                health.unit_of_analysis(log, ev.unit), *health.split_audit(audit)]
     comparison = Comparison(arms, config.baseline_arm, ev.goal, seen.clusters, ev.confidence, ev.bootstrap, config.seed,
@@ -136,7 +136,7 @@ def randomized_lift(
                  "viewers_of_picks": float(pick @ tests.trials), "clicks_of_picks": float(pick @ tests.successes),
                  "tests_with_ties": int((np.bincount(tests.test, pick > 0) > 1).sum()),
                  "rows_left_aside": tests.dropped}
-        arms[name] = ArmRows({"ctr": randomized.value_per_test(tests, pick)}, choice, float(len(tests.size)), {}, 0.0,
+        arms[name] = ArmRows({"ctr": randomized.value_per_test(tests, pick)}, choice, float(len(tests.size)), {},
                              facts)
     comparison = Comparison(arms, config.baseline_arm, ev.goal, tests.cluster, ev.confidence, ev.bootstrap, config.seed,
                             paired=False)

@@ -17,6 +17,7 @@ from recsys import __version__
 from recsys.config import ExperimentConfig
 from recsys.errors import Refused
 from recsys.evaluation.aa import aa_of_sums
+from recsys.evaluation.certify.certificate import certificate
 from recsys.evaluation.comparison import NO_LIFT, Comparison, at_least, ends
 from recsys.evaluation.decision import GoalTest, decide, policy_words
 from recsys.evaluation.growth import growth
@@ -177,6 +178,7 @@ def compute_lift(
         **policy_words(config, len(others)), "minimum_effect": config.decision.minimum_effect,
         "config_sha256": sha256_json(config.resolved()), "data_sha256": data_sha256,
         "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"), "versions": _versions(),
+        "certificate": certificate(),
     }
     report["decision"] = decide(report, {n: _goal_test(comparison, n, config) for n in others}, config)
     for name, verdict in report["decision"]["verdict"].items():

@@ -14,6 +14,7 @@ from scipy.special import stdtr, stdtrit
 
 from recsys.evaluation.intervals import ClusterSums, Floats, Interval, t_interval
 
+ROUNDING = 1e-12
 STEPS = 60  # of Newton's method, and of doublings of the bracket
 
 
@@ -41,7 +42,7 @@ def empirical_likelihood(sums: ClusterSums, confidence: float = 0.95, null: floa
         Karampatziakis, Langford, Mineiro (2020). Empirical likelihood for contextual bandits. NeurIPS.
     """
     plain = t_interval(sums, confidence)
-    if not plain.se:
+    if not (plain.se or 0.0) > ROUNDING * abs(plain.estimate):  # all clusters alike, up to rounding
         return replace(t_interval(sums, confidence, null), method="el")
     squares = (sums.numerator - plain.estimate * sums.denominator) ** 2
     carrying = float(squares.sum() ** 2 / (squares @ squares))

@@ -269,6 +269,13 @@ class Threat(Open):
     evidence: str | None
 
 
+class Certificate(Open):
+    """The certification of the interval methods (docs/certification.md); false: their code has changed since."""
+
+    id: Sha256
+    methods_match: bool
+
+
 class Lift(Open):
     """The lift report of an experiment."""
 
@@ -295,5 +302,6 @@ class Lift(Open):
     created: str
     versions: dict[str, str]
     decision: Decision
+    certificate: Certificate | None = None
     seed: int | None = None
     retrieval: dict[str, dict[str, Any]] | None = None

@@ -9,6 +9,7 @@ from recsys.errors import InputError, Refused
 from recsys.evaluation import intervals
 from recsys.evaluation.betting import betting_interval, betting_mean, empirical_bernstein
 from recsys.evaluation.health import srm
+from recsys.evaluation.likelihood import empirical_likelihood
 
 GBSTATS = (1396.87, 52377.9767, 3407, 2422.7, 134698.29, 3461)
 
@@ -67,17 +68,27 @@ def test_bootstrap_agrees_with_t_where_both_are_right():
 
 
 def test_choice_follows_the_rule():
-    assert intervals.choose_interval(20_000, 900, 4000, 0.05).method == "t"
-    assert intervals.choose_interval(20_000, 900, 4000, 0.6).method == "t+bootstrap"  # heavy tail of weights
-    assert intervals.choose_interval(5_000, 300, 4000).method == "t+bootstrap"
-    assert intervals.choose_interval(20_000, 150, 4000) == intervals.Choice(
-        "el", "confirmatory", "effective sample size 20,000, effective clicks 150, clusters 4,000")
+    assert intervals.choose_interval(20_000, 900, 4000) == intervals.Choice(
+        "t+el", "confirmatory", "effective sample size 20,000, effective clicks 900, clusters 4,000")
+    assert intervals.choose_interval(5_000, 300, 4000).method == "t+el"
     few = intervals.choose_interval(20_000, 40, 4000)
     assert (few.method, few.label) == ("el", "exploratory")
-    assert intervals.choose_interval(20_000, 150, 4000, 0.6).method == "el"
-    for ess, clicks, clusters in ((500, 300, 4000), (20_000, 20, 4000), (9_000, 90, 4000), (20_000, 900, 40)):
+    assert intervals.choose_interval(20_000, 6, 4000).method == "el"
+    for ess, clicks, clusters in ((500, 300, 4000), (20_000, 4, 4000), (9_000, 90, 4000), (20_000, 900, 40)):
         choice = intervals.choose_interval(ess, clicks, clusters)
         assert (choice.method, choice.label) == ("betting", "exploratory")
+
+
+def test_the_hull_of_t_and_empirical_likelihood():
+    rng = np.random.default_rng(6)
+    sums = intervals.ClusterSums((rng.random(20_000) < 0.01) * rng.gamma(2, size=20_000), np.ones(20_000))
+    choice = intervals.choose_interval(20_000, 150, 20_000)
+    made = intervals.interval(sums, choice, null=0.02)
+    t, el = intervals.t_interval(sums, null=0.02), empirical_likelihood(sums, null=0.02)
+    assert el.low > t.low  # skewed as the data are
+    assert (made.low, made.high) == (t.low, el.high)
+    assert made.p_value == max(t.p_value, el.p_value)
+    assert (made.method, made.label, made.se) == ("t+el", "confirmatory", t.se)
 
 
 def test_units_count_by_how_many_equal_ones_they_are_worth():
@@ -89,7 +100,16 @@ def test_units_count_by_how_many_equal_ones_they_are_worth():
     tenth = np.append(np.ones(1999), 1999 / 9)
     choice = intervals.choose_interval(24_000, 900, 2000, sizes=[np.ones(2000), tenth])
     assert (choice.method, choice.label) == ("betting", "exploratory")
-    assert intervals.choose_interval(24_000, 900, 2000, sizes=[np.ones(2000)]).method == "t"
+    assert intervals.choose_interval(24_000, 900, 2000, sizes=[np.ones(2000)]).method == "t+el"
+
+
+def test_clicks_of_one_user_count_once():
+    clicks, user = np.ones(40), np.repeat(np.arange(4), 10)
+    assert intervals.effective(clicks) == pytest.approx(40)
+    assert intervals.effective(clicks, user) == pytest.approx(4)
+    assert intervals.effective(np.append(clicks, np.zeros(100)), np.append(user, np.arange(100))) == pytest.approx(4)
+    heavy = np.array([10.0, 1.0, 1.0])  # units can only leave fewer, never more
+    assert intervals.effective(heavy, np.array([0, 1, 1])) <= intervals.effective(heavy)
 
 
 def test_what_is_published_covers_where_a_few_users_hold_most_rows():
@@ -119,6 +139,18 @@ def test_what_is_published_covers_where_a_few_users_hold_most_rows():
 def test_too_little_evidence_is_refused(ess, clicks, clusters):
     with pytest.raises(Refused, match="effective sample size"):
         intervals.choose_interval(ess, clicks, clusters)
+
+
+def test_bootstrap_of_counts_is_the_bootstrap_of_clusters():
+    """Rare clicks: drawing how often each distinct pair of sums comes is the same law as drawing clusters."""
+    rng = np.random.default_rng(7)
+    clicks = (rng.random(4000) < 0.02).astype(float)
+    counted = intervals.bootstrap_interval(intervals.ClusterSums(clicks, np.ones(4000)), draws=4000)
+    nearly = clicks + 1e-12 * rng.random(4000)  # as many distinct pairs as clusters
+    drawn = intervals.bootstrap_interval(intervals.ClusterSums(nearly, np.ones(4000)), draws=4000, seed=1)
+    width = drawn.high - drawn.low
+    assert counted.se == pytest.approx(drawn.se, rel=0.05)
+    assert (counted.low, counted.high) == pytest.approx((drawn.low, drawn.high), abs=0.06 * width)
 
 
 def test_ratio_without_denominator_is_refused():
@@ -175,3 +207,41 @@ def test_intervals_scale_with_the_numerator_and_contain_the_estimate(seed, scale
         one, other = method(sums), method(scaled)
         assert one.low <= one.estimate <= one.high
         assert (other.low, other.high) == pytest.approx((one.low * scale, one.high * scale), rel=1e-6)
+
+
+def test_betting_of_a_ratio_reckons_with_what_rows_could_have_earned():
+    """Two clicks of small weight, in a log with weights of 50: the upper end must not rest on the clicks' weights."""
+    rng = np.random.default_rng(8)
+    weight = np.where(rng.random(2000) < 0.01, 50.0, 0.5)
+    click = np.zeros(2000)
+    click[np.flatnonzero(weight < 1)[:3]] = 1
+    blind = betting_interval(intervals.ClusterSums(weight * click, np.ones(2000)))
+    told = betting_interval(intervals.ClusterSums(weight * click, np.ones(2000), weight))
+    assert told.high > 10 * blind.high
+    known = betting_mean(weight * click, 0, 50)
+    assert told.high == pytest.approx(known.high, rel=0.25)  # the same bound, the same bets but for the first few
+
+
+def test_ends_of_a_betting_ratio_are_where_its_gamblers_get_rich():
+    """Against a scan of ratios: none between the ends is refused, and those just outside are."""
+    rng = np.random.default_rng(9)
+    sums = intervals.ClusterSums((rng.random(500) < 0.1) * rng.gamma(2, size=500), rng.gamma(5, size=500))
+    made = betting_interval(sums)
+    order = np.random.default_rng(0).permutation(500)
+    a, b = sums.numerator[order], sums.denominator[order]
+    se = intervals.t_interval(sums).se
+
+    def refused(r: float) -> bool:
+        for z in (a - r * b, r * b - a):
+            wealth, seen, worst = 0.0, 0.0, 2 * max(0.0, -z.min())
+            for at, x in enumerate(z):
+                stake = min(np.sqrt(2 * np.log(40) * at / (500 * seen)), 0.5 / worst) if seen else 0.0
+                wealth += np.log1p(stake * x)
+                seen += x * x
+                if wealth >= np.log(40):
+                    return True
+        return False
+
+    assert not any(refused(r) for r in np.linspace(made.low + 0.02 * se, made.high - 0.02 * se, 9))
+    assert refused(made.low - 0.005 * se)
+    assert refused(made.high + 0.005 * se)

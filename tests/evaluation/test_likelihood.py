@@ -60,3 +60,11 @@ def test_degenerate_sums():
     two = empirical_likelihood(intervals.ClusterSums(np.array([1.0, 3.0]), ONES(2)))
     assert 1.0 <= two.low <= 2.0 <= two.high <= 3.0  # never past the hull of the data
     assert log_ratio(np.array([1.0, 2.0]), ONES(2)) == np.inf
+
+
+def test_clusters_that_are_alike_up_to_rounding_have_no_width():
+    """A rate of exactly 1 in every cluster, but for the last bit of its sums."""
+    size = np.random.default_rng(0).integers(1, 9, 500).astype(float)
+    made = empirical_likelihood(intervals.ClusterSums(size * (1 + 2e-16 * (np.arange(500) % 2)), size))
+    assert made.estimate == pytest.approx(1.0)
+    assert made.high - made.low < 1e-12

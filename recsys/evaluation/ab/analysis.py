@@ -15,6 +15,7 @@ from recsys.errors import InputError, Refused
 from recsys.evaluation import health
 from recsys.evaluation.ab.contrast import TUNING, Contrast, aggregates, compare
 from recsys.evaluation.ab.units import Metric, Units, parquet_files
+from recsys.evaluation.certify.certificate import certificate
 from recsys.evaluation.intervals import choose_interval, effective
 from recsys.evaluation.offpolicy.stream import column_hash
 
@@ -86,7 +87,8 @@ def analyse(units: Units, metrics: list[Metric], plan: Plan, unit: str = "unit",
     Returns:
         Plain values: ``plan``, ``unit``, ``rows``, ``arms`` (units), ``health``, ``healthy`` and, where healthy,
         ``metrics``: name -> ``variants``: arm -> numerators, denominators, ``raw`` and ``cuped`` comparisons,
-        ``p_value``, ``p_adjusted``, ``significant``, ``label``. An unhealthy experiment has ``refused`` instead.
+        ``p_value``, ``p_adjusted``, ``significant``, ``label``; ``certificate``. An unhealthy experiment has
+        ``refused`` instead.
 
     Raises:
         InputError: the baseline or a share names no arm.
@@ -109,7 +111,7 @@ def analyse(units: Units, metrics: list[Metric], plan: Plan, unit: str = "unit",
                                               "assignment or the logging and run the test again"}
     result["metrics"] = {m.name: _metric(units, m, plan, sequential) for m in metrics}
     _adjust(result["metrics"], plan)
-    return result
+    return result | {"certificate": certificate()}
 
 
 def check_unit(path: str | Path, unit: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ _WHERE = {
     "evaluate": ("evaluate",),
     "join": ("ENGAGED_MS", "Joined", "Log", "join_policy", "read_log"),
     "nuisance": ("Nuisance", "embedding_clusters"),
-    "rows": ("METRICS", "Metric", "diagnostics", "outcomes_of", "pseudo_outcomes", "require_not_direct",
+    "rows": ("METRICS", "Metric", "diagnostics", "headroom", "outcomes_of", "pseudo_outcomes", "require_not_direct",
              "require_unit_weight", "reward_model"),
     "slate": ("slate_weights",),
     "thompson": ("thompson_marginals", "thompson_policy"),

@@ -31,8 +31,7 @@ def answer(totals: Totals, method: str = "auto", confidence: float = 0.95, draws
         Refused: weights do not average to 1, or too little evidence for any interval.
     """
     facts = totals.facts()
-    choice = choose_interval(totals.ess, totals.effective_clicks, totals.units, totals.top_share,
-                             totals.sizes)
+    choice = choose_interval(totals.ess, totals.effective_clicks, totals.units, totals.sizes)
     require_unit_weight(facts, "target")
     if method == "betting":
         choice = replace(choice, method="betting")

@@ -45,8 +45,12 @@ def ope(
                                  ("--nuisance", nuisance, ("auto", "ranker", "none", "logistic", "boosting"))):
         if got not in allowed:
             raise InputError("value not allowed", file=option, got=got, expected=", ".join(allowed))
+    wanted = _names(estimators)
+    if wanted == []:
+        raise InputError("no estimator named", file="--estimators", got=estimators, expected="names such as ips,dr, or "
+                         "no --estimators for all that the files allow")
     try:
-        result = evaluate(log, target, estimators=_names(estimators), metric=metric, unit=unit,  # type: ignore[arg-type]
+        result = evaluate(log, target, estimators=wanted, metric=metric, unit=unit,  # type: ignore[arg-type]
                           nuisance=nuisance, features=_names(features), clusters=clusters,  # type: ignore[arg-type]
                           interval=interval, folds=folds, confidence=confidence, draws=bootstrap,  # type: ignore[arg-type]
                           seed=seed)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from recsys.contracts import IMPRESSIONS, POLICY, open_parquet, read_parquet
 from recsys.errors import InputError
+from recsys.evaluation.certify.certificate import certificate
 from recsys.evaluation.columns import require_column
 from recsys.evaluation.intervals import Floats
 from recsys.evaluation.offpolicy import nuisance as models
@@ -196,7 +197,8 @@ def evaluate(
     result = answer(totals, interval, confidence, draws, seed)
     return {"metric": metric, "unit": facts.unit, "confidence": confidence, "n": facts.rows,
             "logged_value": facts.value if metric == "ctr" else None,
-            "nuisance": nuisance if fitted else "ranker" if modelled else "none", **result}
+            "nuisance": nuisance if fitted else "ranker" if modelled else "none", **result,
+            "certificate": certificate()}
 
 
 def _totals(pairs: _Pairs, facts: Scan, names: list[str], metric: Metric, nuisance: str, fit: _Models | None,

@@ -10,11 +10,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.special import chdtr, gammaln
 
+from recsys.contracts import IMPRESSIONS
 from recsys.errors import Refused
 
 CHANCE_EQUAL = 1e-2  # chance that honest frequencies equal round propensities exactly, below which they were counted
-CHANCE_NEAR = 1e-6  # chance that honest frequencies come as near as rounded counts do
-KEYS = (("ad_id",), ("ad_id", "slot"), ("ad_id", "surface"))
+CHANCE_NEAR = 1e-6  # chance that honest propensities come as near to the log's own frequencies as counted ones do
+MOVED, FEWEST = 5.0, 5  # smallest variance of a count, and fewest such counts, for that chance to mean anything
+SEGMENTS, SEGMENT_VALUES = 6, 64  # columns outside the contract that are tried as segments, and their distinct values
+SUMS = ("count", "inverse", "moved", "spread")
 LOG_IT = "log the probability at the moment of choosing"
 
 
@@ -35,24 +38,41 @@ def require_logged(table: pa.Table) -> None:
                           f"{LOG_IT}")
 
 
+def segments(schema: pa.Schema) -> list[str]:
+    """Columns within which propensities may have been counted: slot, surface, and categories outside the contract."""
+    known = {c.name for c in IMPRESSIONS.columns}
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_dictionary, pa.types.is_boolean,
+             pa.types.is_integer)
+    own = [f.name for f in schema if f.name not in known and any(is_kind(f.type) for is_kind in kinds)]
+    return [n for n in ("slot", "surface") if n in schema.names] + own[:SEGMENTS]
+
+
 class Cells:
-    """Counts and propensities of every ad (x slot, x surface), added up over batches of a log."""
+    """Counts and propensities of every ad, and of every ad in a segment, added up over batches of a log."""
 
     def __init__(self) -> None:
         self._parts: dict[tuple[str, ...], list[pa.Table]] = {}
 
     def add(self, table: pa.Table) -> None:
-        """Add a batch with ``ad_id``, ``propensity`` and, where the log has them, ``slot`` and ``surface``."""
-        for keys in KEYS:
-            if all(k in table.column_names for k in keys):
+        """Add a batch with ``ad_id``, ``propensity`` and any of its :func:`segments`."""
+        first, p = not self._parts, table.column("propensity").to_numpy()
+        columns = {"p": p, "inverse": 1 / p, "moved": 1 - p, "spread": (1 - p) / p**2}
+        how = [("p", "min"), ("p", "max"), ("p", "count"), *((n, "sum") for n in SUMS[1:])]
+        for keys in [("ad_id",), *(("ad_id", n) for n in segments(table.schema))]:
+            if first and len(keys) > 1 and len(pc.unique(table.column(keys[1]))) > SEGMENT_VALUES:
+                continue  # a number, not a segment
+            if first or keys in self._parts:
+                batch = pa.table({**{k: table.column(k) for k in keys}, **{f"_{n}": x for n, x in columns.items()}})
+                made = batch.group_by(list(keys)).aggregate([(f"_{n}", f) for n, f in how])
                 parts = self._parts.setdefault(keys, [])
-                parts.append(_grouped(table.select([*keys, "propensity"]), keys, "propensity", None))
+                parts.append(made.rename_columns([*keys, "low", "high", *SUMS]))
                 if len(parts) >= 32:  # many batches of the same ads: keep what is held small
                     parts[:] = [self._merged(keys)]
 
     def _merged(self, keys: tuple[str, ...]) -> pa.Table:
-        table = pa.concat_tables(self._parts[keys])
-        return _grouped(table, keys, "low", "high", "count")
+        how = [("low", "min"), ("high", "max"), *((n, "sum") for n in SUMS)]
+        made = pa.concat_tables(self._parts[keys]).group_by(list(keys)).aggregate(how)
+        return made.rename_columns([*keys, "low", "high", *SUMS])
 
     @property
     def ads(self) -> pa.Array:
@@ -63,51 +83,50 @@ class Cells:
     @property
     def constant(self) -> bool:
         """Is the propensity the same in every row (a uniformly random log)?"""
-        low, high = self._range()
-        return high - low < 1e-9
-
-    def _range(self) -> tuple[float, float]:
         table = self._merged(("ad_id",))
-        return pc.min(table.column("low")).as_py(), pc.max(table.column("high")).as_py()
+        return pc.max(table.column("high")).as_py() - pc.min(table.column("low")).as_py() < 1e-9
 
     def require_not_reconstructed(self) -> None:
         """Raise :class:`Refused` where propensities are the log's own frequencies.
 
-        Frequencies of a random log differ from the probabilities behind them: the chi-square distance between the
-        two is about the number of ads. A distance that is smaller than chance allows, or equality to the last
-        digit with fractions that nobody would have set, means that the log was counted.
+        Two tests, of the whole log and within every segment column:
+
+        1. Where an ad's propensity is constant: equality to the last digit with its frequency.
+        2. The sum of 1 / p over the rows that show an ad estimates the number of rows, whatever the policy saw, and
+           misses it by chance: squared misses over their variance, sum (1 - p) / p^2, add up to about the number of
+           ads. Counted propensities (in whatever segments each ad was shown in, rounded, smoothed or jittered by a
+           few per cent) miss by next to nothing, which is less than chance allows.
+
+        What neither sees: propensities of a fitted model, and logs of fewer than FEWEST ads with inexact ones.
         """
         rows = pc.sum(self._merged(("ad_id",)).column("count")).as_py()
         if rows < 100 or self.constant:
             return
         for keys in self._parts:
             if _are_frequencies(self._merged(keys), keys):
-                raise Refused("propensities equal the frequencies of " + " x ".join(keys) + " in this log: they were "
-                              f"reconstructed from it, not logged by the policy that chose; {LOG_IT}")
-
-
-def _grouped(table: pa.Table, keys: tuple[str, ...], low: str, high: str | None, count: str | None = None) -> pa.Table:
-    wanted = [(low, "min"), (high or low, "max"), (count or low, "sum" if count else "count")]
-    made = table.group_by(list(keys)).aggregate(wanted)
-    names = {f"{low}_min": "low", f"{high or low}_max": "high",
-             f"{count}_sum" if count else f"{low}_count": "count"}
-    return made.rename_columns([names.get(n, n) for n in made.column_names]).select([*keys, "low", "high", "count"])
+                within = " x ".join(keys) if len(keys) > 1 else "ad_id, in the whole log or in segments of it"
+                raise Refused(f"propensities equal the frequencies of {within}, nearer than chance allows: they were "
+                              f"reconstructed from this log, not logged by the policy that chose; {LOG_IT}")
 
 
 def _are_frequencies(cells: pa.Table, keys: tuple[str, ...]) -> bool:
-    low, high, count = (cells.column(n).to_numpy().astype(np.float64) for n in ("low", "high", "count"))
-    if (high - low > 1e-9).any() or len(low) < 2:
-        return False  # the propensity of an ad varies: it depends on the request
+    low, high = (cells.column(n).to_numpy().astype(np.float64) for n in ("low", "high"))
+    count, inverse, moved, spread = (cells.column(n).to_numpy().astype(np.float64) for n in SUMS)
     group = np.zeros(len(low), dtype=np.int64)
     if len(keys) > 1:
         group = cells.column(keys[1]).combine_chunks().dictionary_encode("encode").indices.to_numpy()
     total = np.bincount(group, count)[group]
-    if not np.allclose(np.bincount(group, low), 1.0, atol=1e-2):
-        return False  # some ads were never shown, or these are no distributions over ads
-    if np.allclose(low, count / total, rtol=1e-9, atol=0.0):
-        return any(not _plain(p) for p in low) or _chance_of(low, count, group) < CHANCE_EQUAL
-    distance = float(((count - total * low) ** 2 / (total * low)).sum())
-    return float(chdtr(max(len(low) - int(group.max()) - 1, 1), distance)) < CHANCE_NEAR
+    known = moved >= MOVED  # elsewhere a count hardly varies, and says nothing
+    if known.sum() >= FEWEST:
+        # Counts of a segment add up to its rows, so one of each segment's is not free.
+        free = known.sum() - len(np.unique(group[known]))
+        distance = float(((inverse - total)[known] ** 2 / spread[known]).sum())
+        if free >= FEWEST - 1 and float(chdtr(free, distance)) < CHANCE_NEAR:
+            return True
+    if (high - low > 1e-9).any() or len(low) < 2 or not np.allclose(np.bincount(group, low), 1.0, atol=1e-2):
+        return False  # the propensity depends on the request, some ads were never shown, or it is no distribution
+    same = np.allclose(low, count / total, rtol=1e-9, atol=0.0)
+    return same and (any(not _plain(p) for p in low) or _chance_of(low, count, group) < CHANCE_EQUAL)
 
 
 def _plain(p: float) -> bool:

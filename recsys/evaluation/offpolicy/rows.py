@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import numpy as np
+
 from recsys.errors import Refused
 from recsys.evaluation.intervals import Floats, t_interval
 from recsys.evaluation.offpolicy.estimators import ESTIMATORS, Outcomes
@@ -88,6 +90,16 @@ def pseudo_outcomes(
     if outcomes is None:
         return None
     return ESTIMATORS[estimator].rows(outcomes, level)
+
+
+def headroom(log: Log, arm: Joined) -> dict[str, Floats]:
+    """Metric -> float64[G]: what each unit's rows lack to what they would be, had every row earned the most seen.
+
+    Sum over the unit's rows of w (largest r - r), of the metrics that the log and the policy can tell.
+    """
+    found = {metric: outcomes_of(log, arm, metric) for metric in METRICS}
+    return {metric: np.bincount(log.clusters, o.weight * (o.reward.max() - o.reward)).astype(np.float64)
+            for metric, o in found.items() if o is not None}
 
 
 def diagnostics(log: Log, arm: Joined) -> dict[str, Any]:

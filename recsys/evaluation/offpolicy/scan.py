@@ -14,7 +14,7 @@ from recsys.contracts import IMPRESSIONS, Contract, open_parquet, validate
 from recsys.errors import InputError, Refused
 from recsys.evaluation import health
 from recsys.evaluation.columns import require_column
-from recsys.evaluation.offpolicy.propensity import Cells, require_logged
+from recsys.evaluation.offpolicy.propensity import Cells, require_logged, segments
 from recsys.evaluation.offpolicy.stream import BATCH_ROWS, column_hash
 from recsys.evaluation.offpolicy.totals import MAX_GROUPS
 from recsys.log import progress
@@ -71,7 +71,8 @@ def scan(path: Path, unit: str | None, engaged_ms: float) -> Scan:
                              expected=f"{column.type} ({IMPRESSIONS.name})")
     if unit is not None and unit not in names:
         raise InputError("missing column", file=path, column=unit, got=sorted(names), expected=unit)
-    read = [n for n in dict.fromkeys((*READ, *KEYS, unit or "user_id")) if n in names]
+    read = [n for n in dict.fromkeys((*READ, *KEYS, unit or "user_id", *segments(file.schema_arrow)))
+            if n in names]
     keys: list[pa.Table] = []
     unknown = 0
     contract = Contract(IMPRESSIONS.name, tuple(c for c in IMPRESSIONS.columns if c.name in read))

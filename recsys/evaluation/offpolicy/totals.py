@@ -22,10 +22,15 @@ Key = tuple[str, float]
 
 @dataclass(frozen=True)
 class Sums:
-    """Cluster sums of one estimator's influence rows, and the rows of each cluster: float64[G] each."""
+    """Cluster sums of one estimator's influence rows, and the rows of each cluster: float64[G] each.
+
+    ``headroom`` is what each cluster's influence lacks to what it would be if every row had earned the largest reward
+    seen: sum of w (largest r - r).
+    """
 
     influence: Floats
     size: Floats
+    headroom: Floats
 
     @property
     def estimate(self) -> float:
@@ -34,7 +39,7 @@ class Sums:
 
     def ratio(self) -> ClusterSums:
         """As the interval functions take it."""
-        return ClusterSums(self.influence, self.size)
+        return ClusterSums(self.influence, self.size, self.influence + self.headroom)
 
 
 @dataclass(frozen=True)
@@ -78,11 +83,11 @@ class Totals:
         self._sums: dict[Key, list[Floats]] = {}
         self.rows, self.outside, self.gaps, self.positives = 0, 0, Gaps(), 0
         self._model = 0.0
-        self._size = self._weight = np.zeros(0)
+        self._size = self._weight = self._earned = np.zeros(0)
         self._moments = np.zeros(4)  # sum w, sum w^2, sum |w r|, sum (w r)^2
         self._clipped = np.zeros(len(CLIPS))
         self._tail, self._top = np.zeros(0), max(1, round(0.01 * rows))
-        self.max_weight = 0.0
+        self.max_weight = self._largest = 0.0
 
     def add(self, outcomes: Outcomes, clusters: NDArray[np.int64], outside: int = 0,
             gaps: Gaps | None = None) -> None:
@@ -104,6 +109,7 @@ class Totals:
                     before = self._sums.get((name, level), [empty] * len(columns))
                     self._sums[name, level] = [summed(t, x) for t, x in zip(before, columns, strict=True)]
         earned = weight * np.abs(reward)
+        self._earned = summed(self._earned, earned)
         self._moments += (weight.sum(), (weight * weight).sum(), earned.sum(), (earned * earned).sum())
         residual, model = reward, 0.0
         if outcomes.q is not None and outcomes.q_policy is not None:
@@ -112,6 +118,7 @@ class Totals:
         tail = np.concatenate([self._tail, weight])
         self._tail = tail if len(tail) <= self._top else np.partition(tail, len(tail) - self._top)[-self._top:]
         self.max_weight = max(self.max_weight, float(weight.max()))
+        self._largest = max(self._largest, float(np.abs(reward).max()))
         self.rows += len(weight)
         self.positives += int(np.count_nonzero(reward))
         self.outside += outside
@@ -141,8 +148,9 @@ class Totals:
 
     @property
     def effective_clicks(self) -> float:
-        """(sum w |r|)^2 / sum (w r)^2."""
-        return float(self._moments[2] ** 2 / self._moments[3]) if self._moments[3] > 0 else 0.0
+        """(sum w |r|)^2 / sum (w r)^2, over rows or over units, whichever is less: a unit's clicks hang together."""
+        rows = float(self._moments[2] ** 2 / self._moments[3]) if self._moments[3] > 0 else 0.0
+        return min(rows, effective(self._earned))
 
     @property
     def top_share(self) -> float:
@@ -163,13 +171,15 @@ class Totals:
 
     def _grouped(self, influence: Floats) -> Sums:
         present = self._size > 0
-        influence, size = influence[present], self._size[present]
-        if len(size) > MAX_GROUPS:
-            code = np.random.default_rng(0).permutation(len(size)) % MAX_GROUPS
-            influence, size = (np.bincount(code, x, MAX_GROUPS).astype(np.float64) for x in (influence, size))
-        if len(size) < 2:
-            raise Refused(f"{len(size)} cluster(s): an interval needs at least two independent units")
-        return Sums(influence, size)
+        headroom = self._largest * self._weight - self._earned
+        columns = [x[present] for x in (influence, self._size, headroom)]
+        count = len(columns[0])
+        if count > MAX_GROUPS:
+            code = np.random.default_rng(0).permutation(count) % MAX_GROUPS
+            columns = [np.bincount(code, x, MAX_GROUPS).astype(np.float64) for x in columns]
+        if count < 2:
+            raise Refused(f"{count} cluster(s): an interval needs at least two independent units")
+        return Sums(*columns)
 
     def facts(self) -> dict[str, Any]:
         """Diagnostics of the weights; plain numbers."""

@@ -1,0 +1,86 @@
+"""What the certification asks for, and whether the cells give it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from recsys.evaluation.certify.measure import NOMINAL
+from recsys.evaluation.certify.uniformity import ALPHA, LEAST_KS
+
+SAFE = {"values": ("betting", "empirical_bernstein", "default"), "lifts": ("default",)}
+LEVEL_KEPT = ("analysis, per user", "analysis, CUPED", "t")  # tests whose p-values must be uniform
+NARROWER, FULL_ESS = 0.25, 10_000.0
+SE = 2.0  # Monte Carlo standard errors below nominal that a coverage may lie
+FEWEST = 20  # published logs of a cell from which its coverage is judged
+
+Cell = Mapping[str, Any]
+
+
+def needed(logs: int) -> float:
+    """Coverage below which a cell fails."""
+    return float(NOMINAL - SE * np.sqrt(NOMINAL * (1 - NOMINAL) / logs))
+
+
+def covers(cell: Cell, method: str) -> bool | None:
+    """Is the method's coverage at least nominal - 2 standard errors? None where it answered on too few logs to say."""
+    found = cell["methods"].get(method)
+    if found is None or found["logs"] < FEWEST:
+        return None
+    return bool(found["coverage"] >= needed(found["logs"]))
+
+
+def narrower(cell: Cell) -> float | None:
+    """How much narrower the default policy's median interval is than always betting; None without both."""
+    own, always = (cell["methods"].get(n, {}).get("width") for n in ("default", "always betting"))
+    return None if own is None or not always else 1 - own / always
+
+
+def where(cell: Cell) -> dict[str, Any]:
+    """The keys that name a cell."""
+    return {k: cell[k] for k in ("section", "kind", "overlap", "ctr", "n", "regime", "setting") if k in cell}
+
+
+def requirements(cells: Iterable[Cell], traps: Iterable[Cell]) -> list[dict[str, Any]]:
+    """One line per requirement: {"requirement", "checked": how many, "failures": [...], "met"}; met if none failed."""
+    cells = list(cells)
+    values = [c for c in cells if c["section"] == "values"]
+    intervals = [c for c in cells if c["section"] in SAFE]
+    out = []
+    for method in SAFE["values"]:
+        own = [c for c in intervals if method in SAFE[c["section"]] and covers(c, method) is not None]
+        out.append(_line(f"{method}: coverage at least nominal - 2 Monte Carlo standard errors in every cell", own, [
+            {**where(c), "logs": c["methods"][method]["logs"], "coverage": c["methods"][method]["coverage"],
+             "needed": needed(c["methods"][method]["logs"])} for c in own if not covers(c, method)]))
+    out.append(_line("betting is at most as wide as empirical Bernstein in every cell", values, [
+        {**where(c), "betting": c["methods"]["betting"]["width"],
+         "empirical_bernstein": c["methods"]["empirical_bernstein"]["width"]} for c in values
+        if c["methods"]["betting"]["width"] > c["methods"]["empirical_bernstein"]["width"]]))
+    full = [c for c in values if c["facts"]["ess"] >= FULL_ESS]
+    out.append(_line("default policy at least 25 % narrower than always betting where the effective sample size is "
+                     "10,000 or more, at valid coverage", full, [
+                         {**where(c), "narrower": narrower(c), "covers": covers(c, "default")} for c in full
+                         if not (narrower(c) or 0.0) >= NARROWER or covers(c, "default") is False]))
+    tests = [(c, name, t) for c in cells if c["section"] == "uniformity" for name, t in c["tests"].items()]
+    out.append(_line(f"p-values without an effect: at most {ALPHA:g} + 3 standard errors below {ALPHA:g}, and uniform "
+                     f"(Kolmogorov-Smirnov p >= {LEAST_KS:g})", [t for t in tests if t[1] in LEVEL_KEPT], [
+                         {**where(c), "test": name, **t} for c, name, t in tests
+                         if name in LEVEL_KEPT and not keeps_level(t)]))
+    sprung = [t for t in traps if t["caught"] is not None]
+    out.append(_line("every trap ends in a refusal or a flag that names the reason and what would mend it, and its "
+                     "honest twin passes", sprung, [dict(t) for t in sprung if not (t["caught"] and t["twin_passes"])]))
+    counted = [c for c in cells if c["section"] == "propensities"]
+    out.append(_line("no honest log in a thousand is taken for one with counted propensities", counted, [
+        dict(c["false_alarms"]) for c in counted if max(c["false_alarms"].values()) > 1e-3]))
+    return out
+
+
+def keeps_level(test: Cell) -> bool:
+    """Not too many p-values below the level, and all of them uniform."""
+    return bool(test["rejected"] <= ALPHA + 3 * test["se"] and test["ks_p"] >= LEAST_KS)
+
+
+def _line(text: str, checked: list[Any], failures: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"requirement": text, "checked": len(checked), "failures": failures, "met": not failures}
