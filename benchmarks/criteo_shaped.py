@@ -38,7 +38,7 @@ class World:
         self._seed = seed
 
     def rows(self, part: int, chunk: int, n: int) -> tuple[pa.Table, np.ndarray]:
-        """n rows (I1..I13 float32, C1..C26 int64, click int8) and their true log odds float32 [n]."""
+        """n rows (I1..I13 float32, C1..C26 and request_id int64, click int8) and their true log odds float32 [n]."""
         rng = np.random.default_rng([self._seed, 1 + part, chunk])
         total, squares = np.zeros((n, FACTORS), np.float32), np.zeros((n, FACTORS), np.float32)
         odds, columns = np.full(n, -1.6, np.float32), {}
@@ -55,6 +55,7 @@ class World:
             odds += self.bias[j][ids]
             columns[f"C{j + 1}"] = pa.array(ids)
         odds += 0.06 * (total * total - squares).sum(axis=1)
+        columns["request_id"] = pa.array(np.arange(n) + chunk * CHUNK)
         columns["click"] = pa.array((rng.random(n) < 1 / (1 + np.exp(-odds))).astype(np.int8))
         return pa.table(columns), odds
 
