@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.features.batches import Batch, Prefetch, gather
+from recsys.features.batches import Batch, Prefetch, gather, to_batch
 from recsys.features.encoded import Encoded, Jagged
 
 
@@ -93,3 +93,13 @@ def test_a_batch_moves_with_what_it_has() -> None:
     assert {moved.user.device.type, moved.sparse.values().device.type, moved.dense.device.type} == {"meta"}
     assert batch.surface.tolist() == [0, 1, -1, 2]
     assert gather(_data(4), np.arange(4), KEYS).to(torch.device("meta")).user is None
+
+
+def test_ids_stand_in_one_feature_major_block() -> None:
+    """Joining a tensor a feature costs more than the lookup: the KeyedJaggedTensor is a view of one block."""
+    sparse = np.arange(12, dtype=np.int32).reshape(4, 3)
+    data = Encoded(np.zeros((4, 1), np.float32), sparse, np.zeros(4, np.int32), (), Jagged.empty(4))
+    batch = to_batch(data, ["a", "b", "c"])
+    np.testing.assert_array_equal(batch.sparse.values().numpy(), sparse.T.reshape(-1))
+    assert batch.sparse.values().is_contiguous()
+    assert batch.sparse["b"].values().data_ptr() == batch.sparse.values()[4:].data_ptr()
