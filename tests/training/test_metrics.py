@@ -11,6 +11,8 @@ from recsys.errors import RecsysError
 from recsys.features.vocabulary import stable_hash
 from recsys.training.grouping import ascending, starts_of_runs
 from recsys.training.metrics import StreamingMetrics, auc_and_bound, base_entropy
+from recsys.training.world import World
+from tests.ranks import run_ranks
 
 
 def _stream(z: np.ndarray, t: np.ndarray, s: np.ndarray, parts: int = 7) -> dict:
@@ -163,6 +165,32 @@ def test_merged_parts_are_the_whole(seed: int, parts: int, user_rows: int) -> No
     for head in range(2):
         _close(merged.result(head), whole.result(head))
     assert len(merged.state()["user.user"]) <= user_rows
+
+
+LIMITS = (1 << 20, 150)
+
+
+def _of_rank(world: World) -> list[list[dict]]:
+    return [_reduced(world, limit) for limit in LIMITS]
+
+
+def _reduced(world: World, user_rows: int) -> list[dict]:
+    rows = _rows(11, 500, 2, 60, True)
+    # Rank 0 has rows of most users, the last rank none at all.
+    of = np.minimum(np.random.default_rng(1).integers(0, 5, 500) // 3, world.size - 2)
+    metrics = _of(rows, of == world.rank, user_rows=user_rows) if world.rank < world.size - 1 else StreamingMetrics(
+        2, user_rows)
+    metrics.reduce(world)
+    return [metrics.result(head) for head in range(2)]
+
+
+def test_every_rank_ends_with_the_metrics_of_all_rows() -> None:
+    wholes = [_of(_rows(11, 500, 2, 60, True), user_rows=limit) for limit in LIMITS]
+    assert [whole.result()["gauc_sample"] < 1 for whole in wholes] == [False, True]
+    for found in run_ranks(3, _of_rank):
+        for results, whole in zip(found, wholes, strict=True):
+            for head in range(2):
+                _close(results[head], whole.result(head))
 
 
 def _close(a: dict, b: dict) -> None:
