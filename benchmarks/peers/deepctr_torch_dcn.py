@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import torch
-from common import BATCH, DIM, Run
 from deepctr_torch.inputs import DenseFeat, SparseFeat
 from deepctr_torch.models import DCN
+from timing import BATCH, DIM, Run
 
 
 def main(data: str, threads: str) -> None:
