@@ -64,11 +64,11 @@ class Refused(RecsysError):
     exit_code = 3
 
 
-class Stopped(KeyboardInterrupt):
+class Stopped(BaseException):
     """Work was asked to end (SIGTERM) and has saved where it stands; the message says where.
 
-    Not a :class:`RecsysError`: nothing is cleared away, the same command goes on. The command line exits with
-    128 + 15, as a process does that SIGTERM has ended.
+    Not an ``Exception``: nothing catches it on the way and nothing is cleared away; the same command goes on. The
+    command line exits with 128 + 15, as a process does that SIGTERM has ended.
     """
 
     exit_code = 143

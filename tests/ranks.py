@@ -14,8 +14,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torchrec", "recsys.models.embeddings.sharded", "recsys.training.checkpoint"])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["torch", "torchrec", "recsys.models.embeddings.sharded", "recsys.training.trainer"])
 
 
 def free_port() -> int:
@@ -46,8 +46,8 @@ def run_ranks(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     """``function(world, *args)`` on ``size`` ranks; their results by rank. ``function`` must stand in a module."""
     port, ends, processes = free_port(), [], []
     for rank in range(size):
-        here, there = _CONTEXT.Pipe(duplex=False)
-        processes.append(_CONTEXT.Process(target=_rank, args=(rank, size, port, there, function, args), daemon=True))
+        here, there = CONTEXT.Pipe(duplex=False)
+        processes.append(CONTEXT.Process(target=_rank, args=(rank, size, port, there, function, args), daemon=True))
         processes[-1].start()
         there.close()
         ends.append(here)
