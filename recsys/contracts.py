@@ -8,7 +8,7 @@ have its type, and every value must pass its check. The first violation is raise
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -298,8 +298,11 @@ def validate(table: pa.Table, contract: Contract, file: str | Path | None = None
     return table
 
 
-def open_parquet(path: str | Path) -> pq.ParquetFile:
+def open_parquet(path: str | Path, dictionaries: Iterable[str] = ()) -> pq.ParquetFile:
     """Open a Parquet file (a path or an address that :mod:`recsys.storage` knows).
+
+    String columns named in ``dictionaries`` are read as dictionary-encoded as the file has them: without making every
+    row's string.
 
     A missing, empty, truncated or foreign file is one clear :class:`InputError`.
     """
@@ -312,7 +315,11 @@ def open_parquet(path: str | Path) -> pq.ParquetFile:
         raise InputError("empty file", file=path, got="0 bytes", expected="a Parquet file")
     try:
         # An object store answers slowly but in bulk: the columns of a row group are asked for together.
-        return pq.ParquetFile(open_input(path), pre_buffer=True) if is_url(path) else pq.ParquetFile(path)
+        source, remote = (open_input(path), True) if is_url(path) else (path, False)
+        file = pq.ParquetFile(source, pre_buffer=remote)
+        if coded := [n for n in dictionaries if n in file.schema_arrow.names]:
+            file = pq.ParquetFile(source, pre_buffer=remote, metadata=file.metadata, read_dictionary=coded)
+        return file
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError("not a readable Parquet file (truncated or of another format)", file=path,
                          got=str(error).splitlines()[0], expected="a complete Parquet file") from None

@@ -19,6 +19,7 @@ from recsys.errors import InputError
 from recsys.features.integers import BYTE_CODES, PRIME, IntegerIndex, finish_hash, hash_integers, plain_integers
 
 OUT_OF_VOCABULARY = 0
+_FEW = 256
 
 def stable_hash(values: pa.Array) -> np.ndarray:
     """Hash strings, the same on every machine and in every run.
@@ -129,11 +130,27 @@ class Vocabulary:
             rows = (stable_hash(values) % np.uint64(self.rows - 1)).astype(np.int32) + 1
             rows[pc.equal(values, "").to_numpy(zero_copy_only=False)] = OUT_OF_VOCABULARY
             return rows
-        if len(values) * 8 < self.rows:  # few values: a kept dictionary beats hashing the whole vocabulary again
+        if len(values) <= _FEW:  # a request's: a kept dictionary answers at once
             index = self._index
             return np.array([index.get(v, OUT_OF_VOCABULARY) for v in values.to_pylist()], np.int32)
-        found = pc.fill_null(pc.index_in(values, value_set=self.values), -1)
-        return found.to_numpy(zero_copy_only=False).astype(np.int32) + 1
+        if self._hashes is None:
+            found = pc.fill_null(pc.index_in(values, value_set=self.values), -1)
+            return found.to_numpy(zero_copy_only=False).astype(np.int32) + 1
+        hashes, rows = self._hashes
+        asked = stable_hash(values)
+        at = np.minimum(np.searchsorted(hashes, asked), len(hashes) - 1)
+        same = pc.equal(values, self.values.take(pa.array(rows[at] - 1))).to_numpy(zero_copy_only=False)
+        return np.where(same, rows[at], np.int32(OUT_OF_VOCABULARY))
+
+    @cached_property
+    def _hashes(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Sorted hashes of the listed values and their rows; None where there are none, or two share a hash."""
+        hashes = stable_hash(self.values)
+        order = np.argsort(hashes)
+        hashes = hashes[order]
+        if not len(hashes) or (hashes[1:] == hashes[:-1]).any():
+            return None
+        return hashes, (order + 1).astype(np.int32)
 
     def encode(self, column: pa.ChunkedArray | pa.Array, name: str, file: str | Path | None = None) -> np.ndarray:
         """Table rows of a column.
@@ -210,10 +227,13 @@ class Counter:
 
     def add(self, column: pa.ChunkedArray | pa.Array, name: str, file: str | Path | None = None) -> None:
         """Count the values of one column."""
-        counts = pc.value_counts(flatten(column))
+        column = merged(column)
+        coded = column if pa.types.is_dictionary(column.type) else None
+        counts = pc.value_counts(column if coded is None else coded.indices)
         if len(counts) == 0:
             return
-        values = as_strings(counts.field("values"), name, file)
+        found = counts.field("values") if coded is None else coded.dictionary.take(counts.field("values"))
+        values = as_strings(found, name, file)
         self._parts.append(pa.table({"value": values, "count": counts.field("counts")}))
         self._pending += len(values)
         if self._pending > 1 << 20:  # keep memory at the number of distinct values, not of chunks

@@ -6,7 +6,7 @@ again in every epoch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys.config import ModelConfig, TrainingConfig
-from recsys.contracts import SURFACES, iter_parquet, open_parquet
+from recsys.contracts import SURFACES, open_parquet
 from recsys.datasets.info import DatasetInfo, Label, load_dataset_info
 from recsys.errors import InputError
 from recsys.features.batches import Prefetch
@@ -96,7 +96,7 @@ class ParquetSource:
     @cached_property
     def _open(self) -> _Reader:
         wanted = [*self.encoder.columns, *label_columns(self.labels), "weight", *self.selection.columns]
-        return _Reader(self.file, [*wanted, "user_id", "surface"] if self.people else wanted)
+        return _Reader(self.file, [*wanted, "user_id", "surface"] if self.people else wanted, self.encoder.sparse)
 
     def read(self, group: int) -> Encoded:
         """Rows that count of the ``group``-th row group of this source, encoded and labelled.
@@ -137,10 +137,10 @@ class ParquetSource:
 
 
 class _Reader:
-    """A Parquet file that gives some columns of one row group at a time."""
+    """A Parquet file that gives some columns of one row group at a time; ``categories`` as dictionaries."""
 
-    def __init__(self, file: str | Path, columns: list[str]) -> None:
-        self._name, self._file = file, open_parquet(file)
+    def __init__(self, file: str | Path, columns: list[str], categories: Sequence[str] = ()) -> None:
+        self._name, self._file = file, open_parquet(file, categories)
         self.schema: pa.Schema = self._file.schema_arrow
         self.columns = [n for n in dict.fromkeys(columns) if n in self.schema.names]
         metadata: pq.FileMetaData = self._file.metadata
@@ -232,7 +232,7 @@ def load_training_data(split_dir: str | Path, model: ModelConfig, training: Trai
               history_length=model.history_length if model.history == "attention" else 0)
     sums = np.zeros((2, len(labels)))
     counts: dict[str, list[int]] = {"train": [], "validation": []}
-    reader = _Reader(files["train"], [*fit.columns, *label_columns(labels), *train.columns])
+    reader = _Reader(files["train"], [*fit.columns, *label_columns(labels), *train.columns], info.sparse)
     with Prefetch(reader.__iter__, 1, "fit") as tables:
         for table, offset in tables:
             trials, successes = read_labels(table, labels, files["train"], offset)
@@ -317,7 +317,7 @@ def training_ad_ids(split_dir: str | Path) -> set[str]:
     """Ads shown in the training part: those that a content transform may be fitted on."""
     found: set[str] = set()
     path = join(split_dir, "train.parquet")
-    for table in iter_parquet(path, columns=[AD_TABLE]):
+    for table, _ in _Reader(path, [AD_TABLE]):
         require_columns(table, [AD_TABLE], path)
         found.update(pc.unique(as_strings(flatten(table[AD_TABLE]), AD_TABLE, path)).to_pylist())
     return found

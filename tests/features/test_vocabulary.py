@@ -125,3 +125,13 @@ def test_counts_merge_over_chunks() -> None:
     for part in (["a", "b"], ["b"], [None]):
         counter.add(pa.array(part, pa.string()), "f")
     assert counter.vocabulary("f", 2, 10).values.to_pylist() == ["b"]
+
+
+def test_dictionary_columns_count_like_plain_ones() -> None:
+    column = pa.array(["a", "b", None, "b", "c", "c", "c"])
+    plain, coded = Counter(), Counter()
+    for part in (column.slice(0, 3), column.slice(3)):
+        plain.add(part, "f")
+        coded.add(part.dictionary_encode(), "f")
+    found = [c.vocabulary("f", 1, 10).values.to_pylist() for c in (plain, coded)]
+    assert found[0] == found[1] == ["c", "b", "a"]
