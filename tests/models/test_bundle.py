@@ -39,13 +39,15 @@ def test_new_ads_leave_the_others_scores() -> None:
     assert ids[0] in bundle.encoder.content.values.to_pylist()
 
 
-@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"dlrm"}))
-def test_semantic_ids_and_new_ads_with_every_kind(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "history"), [(k, h) for k in sorted(KINDS) for h in ("mean", "attention")
+                                               if (k, h) != ("dlrm", "mean")])  # that one is tests/serving's
+def test_semantic_ids_and_new_ads_with_every_kind(tmp_path: Path, kind: str, history: str) -> None:
     torch.set_num_threads(1)
     ids, vectors = toy_content()
     split = toy_split(tmp_path / "split", 800, sparse=["user_id", "surface"], ad_features=[])
     quantiser = ResidualQuantiser.fit(vectors, SemanticIdConfig(levels=2, codebook=4, dim=8))
-    config = ModelConfig(kind=kind, embedding_dim=4, bottom=(8,), top=(16,), streams=((16,), (16,)), content_dim=8)
+    config = ModelConfig(kind=kind, embedding_dim=4, bottom=(8,), top=(16,), streams=((16,), (16,)), content_dim=8,
+                         history=history, history_length=2)
     train_model(split, config, TrainingConfig(batch_size=128), tmp_path / "model", content=(ids, vectors),
                 semantic=(quantiser, quantiser.encode(vectors)))
     scorer, table = Scorer.load(tmp_path / "model"), toy_table(50, 9)
