@@ -191,6 +191,7 @@ class TrainingData:
         train, validation, test: the rows that train, the slice held out of the training part, and the test part (None
             where it is withheld).
         base_rates: successes / trials of each head over the rows that train.
+        failure_keep: share of each head's failures that ``negative_keep`` left; 1 without it.
     """
 
     encoder: FeatureEncoder
@@ -198,6 +199,7 @@ class TrainingData:
     validation: ParquetSource | None
     test: ParquetSource | None
     base_rates: tuple[float, ...]
+    failure_keep: tuple[float, ...]
 
     @property
     def keys(self) -> list[str]:
@@ -230,7 +232,8 @@ def load_training_data(split_dir: str | Path, model: ModelConfig, training: Trai
               min_count=model.min_count, hash_buckets=model.hash_buckets, content_ids=content_ids,
               content_values=content_values, file=files["train"],
               history_length=model.history_length if model.history == "attention" else 0)
-    sums = np.zeros((2, len(labels)))
+    everything = Selection("training", training.validation_share)
+    sums, failures = np.zeros((2, len(labels))), np.zeros(len(labels))
     counts: dict[str, list[int]] = {"train": [], "validation": []}
     reader = _Reader(files["train"], [*fit.columns, *label_columns(labels), *train.columns], info.sparse)
     with Prefetch(reader.__iter__, 1, "fit") as tables:
@@ -243,6 +246,8 @@ def load_training_data(split_dir: str | Path, model: ModelConfig, training: Trai
             with shifted(np.flatnonzero(mask) + offset):
                 fit.add(table if mask.all() else table.filter(pa.array(mask)))
             sums += trials[mask].sum(0, np.float64), successes[mask].sum(0, np.float64)
+            unsampled = mask if training.negative_keep == 1 else everything.mask(table, successes, offset)
+            failures += (trials - successes)[unsampled].sum(0, np.float64)
     if not sum(counts["train"]) or (sums[0] <= 0).any():
         raise InputError("no labelled training rows", file=files["train"], got=f"{sum(counts['train'])} rows",
                          expected="rows with a label, besides the validation slice")
@@ -259,7 +264,8 @@ def load_training_data(split_dir: str | Path, model: ModelConfig, training: Trai
         tested = source("test", Selection(), np.diff(_Reader(files["test"], []).offsets).tolist())
     return TrainingData(encoder, source("train", train, counts["train"]),
                         source("train", held_out, counts["validation"]) if sum(counts["validation"]) else None,
-                        tested, tuple(float(r) for r in sums[1] / sums[0]))
+                        tested, tuple(float(r) for r in sums[1] / sums[0]),
+                        tuple(float(k) if k > 0 else 1.0 for k in (sums[0] - sums[1]) / np.maximum(failures, 1e-12)))
 
 
 def look_over(file: str | Path, encoder: FeatureEncoder, labels: tuple[Label, ...], with_values: bool) -> None:

@@ -21,7 +21,7 @@ from recsys.log import log
 from recsys.models.build import KINDS, build_model
 from recsys.models.bundle import pick_device, save_bundle
 from recsys.models.embeddings import SparseOptions
-from recsys.models.ranker import Ranker
+from recsys.models.ranker import Ranker, correct_for_sampling
 from recsys.stage import Stage, run_stage, sha256_bytes, write_json
 from recsys.storage import as_location, join
 from recsys.training.checkpoint import Checkpoints, TrainState
@@ -149,11 +149,25 @@ def _train_member(stage: Stage, data: TrainingData, model: ModelConfig, training
                           world.rank, world.size)
     validate = None
     if data.validation is not None:
-        validate = partial(evaluate, [ranker], _in_order(data.validation, data, world), world)
+        validate = partial(_validate, ranker, data, world)
     journal.member(member, state.step, state.samples)
     run = TrainingRun(ranker, optimizer, PlainStepper(ranker, optimizer, training), loader, validate, training,
                       checkpoints, journal, world)
-    return ranker, run.train(state, found)
+    state = run.train(state, found)
+    correct_for_sampling(ranker, data.failure_keep)
+    return ranker, state
+
+
+def _validate(ranker: Ranker, data: TrainingData, world: World) -> list[dict[str, Any]]:
+    """Metrics on the validation slice as they would be served; training goes on with the bias of the sample."""
+    assert data.validation is not None
+    trained = ranker.heads.bias.detach().clone()
+    correct_for_sampling(ranker, data.failure_keep)
+    try:
+        return evaluate([ranker], _in_order(data.validation, data, world), world)
+    finally:
+        with torch.no_grad():
+            ranker.heads.bias.copy_(trained)
 
 
 def _metrics(models: list[Ranker], data: TrainingData, world: World) -> dict[str, Any]:
