@@ -26,10 +26,12 @@ from recsys.stage import sha256_json, write_json
 Cell = ValueCell | LiftCell | NullCell | PropensityCell
 CTRS, OVERLAPS, SIZES = (0.001, 0.004, 0.02), ("good", "soft", "poor"), (2_000, 10_000, 50_000)
 KINDS = ("iid", "clustered", "drifting")
-# What a cell's result depends on, of recsys/evaluation
-CODE = (*METHODS, "offpolicy/answer.py", "offpolicy/totals.py", "offpolicy/estimators.py", "ab/contrast.py",
-        "offpolicy/propensity.py", "certify/worlds.py", "certify/measure.py", "certify/uniformity.py",
-        "certify/propensities.py")
+# What a cell's result depends on, of recsys/evaluation, by section
+_VALUES = (*METHODS, "offpolicy/answer.py", "offpolicy/totals.py", "offpolicy/estimators.py", "certify/worlds.py",
+           "certify/measure.py")
+CODE = {"values": _VALUES, "lifts": _VALUES, "uniformity": (*_VALUES, "ab/analysis.py", "ab/contrast.py",
+                                                             "certify/uniformity.py"),
+        "propensities": ("offpolicy/propensity.py", "certify/worlds.py", "certify/propensities.py")}
 
 
 def grid(replications: int, seed: int) -> list[Cell]:
@@ -82,8 +84,8 @@ def certify(out: Path | str, small: bool = False, replications: int = 400, seed:
             raise InputError("setting not allowed", file=f"--{name}", got=value, expected="at least 1")
     out = Path(out)
     wanted = cells if cells is not None else small_grid(replications, seed) if small else grid(replications, seed)
-    code = _code()
-    paths = {cell: out / "cells" / f"{sha256_json([asdict(cell), code])[:20]}.json" for cell in wanted}
+    code = {section: _code(section) for section in CODE}
+    paths = {cell: out / "cells" / f"{sha256_json([asdict(cell), code[cell.section]])[:20]}.json" for cell in wanted}
     missing = [cell for cell in wanted if not paths[cell].is_file()]
     if len(missing) < len(wanted):
         log.info("%d of %d cells are already measured", len(wanted) - len(missing), len(wanted))
@@ -100,9 +102,9 @@ def certify(out: Path | str, small: bool = False, replications: int = 400, seed:
             "requirements": judge.requirements(made, traps), "traps": traps, "cells": made}
 
 
-def _code() -> str:
+def _code(section: str) -> str:
     folder = Path(__file__).parents[1]
-    return sha256_json([code_sha256((folder / name).read_text()) for name in CODE])
+    return sha256_json([code_sha256((folder / name).read_text()) for name in CODE[section]])
 
 
 def _measured(cells: list[Cell], jobs: int) -> Iterator[tuple[Cell, dict[str, Any]]]:

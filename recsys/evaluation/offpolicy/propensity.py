@@ -15,7 +15,9 @@ from recsys.errors import Refused
 
 CHANCE_EQUAL = 1e-2  # chance that honest frequencies equal round propensities exactly, below which they were counted
 CHANCE_NEAR = 1e-6  # chance that honest propensities come as near to the log's own frequencies as counted ones do
-MOVED, FEWEST = 5.0, 5  # smallest variance of a count, and fewest such counts, for that chance to mean anything
+# Smallest variance of a count, and fewest such counts, for that chance to mean anything. At a variance of 5 one honest
+# log in a thousand was refused: cells that are kept for having many rows miss their propensities by too little.
+MOVED, FEWEST = 12.0, 5
 SEGMENTS, SEGMENT_VALUES = 6, 64  # columns outside the contract that are tried as segments, and their distinct values
 SUMS = ("count", "inverse", "moved", "spread")
 LOG_IT = "log the probability at the moment of choosing"

@@ -91,7 +91,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_changed_methods_are_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     cell = replace(small_grid(2, 2)[0], n=500)
     certify(tmp_path, cells=[cell])
-    monkeypatch.setattr("recsys.evaluation.certify.run._code", lambda: "other code")
+    monkeypatch.setattr("recsys.evaluation.certify.run._code", lambda section: f"other {section}")
     certify(tmp_path, cells=[cell])
     assert len(list((tmp_path / "cells").iterdir())) == 2
 

@@ -41,4 +41,4 @@ def test_counted_propensities_are_told_from_logged_ones():
     shown = {name: shares["with the segment"] for name, shares in found["found"].items()}
     assert shown["counted per ad"] == 1.0
     assert shown["per ad and segment"] >= 0.9
-    assert shown["per ad and segment, 1 % jitter a row"] >= 0.8
+    assert shown["per ad and segment, 1 % jitter a row"] >= 0.6
