@@ -50,7 +50,7 @@ def empirical_likelihood(sums: ClusterSums, confidence: float = 0.95, null: floa
     critical = float(stdtrit(nu, 0.5 + confidence / 2)) ** 2
     made, counts = sums.distinct()  # rows without a click are all alike
     pairs = made.T
-    low, high = (_end(pairs, counts, plain.estimate, sign * plain.se, critical)
+    low, high = (_end(pairs, counts, plain.estimate, sign * plain.se, critical)  # type: ignore[operator]  # t has one
                  for sign in (-1.0, 1.0))
     at_null = None if null is None else np.sqrt(log_ratio(pairs[0] - null * pairs[1], counts))
     p_value = None if at_null is None else float(2 * stdtr(nu, -at_null))

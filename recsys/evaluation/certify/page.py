@@ -55,8 +55,8 @@ model that is 40 % off, both policies on the same rows. Width: median, of the li
 NULLS = """\
 Share of p-values below 0.05 (its standard error under the level in brackets) and Kolmogorov-Smirnov p-value of
 their uniformity. Per-impression tests (where clicks are frequent) and one look in five are shown because they
-fail; always-valid p-values are below 0.05 at any look in at most 5 %, by construction mostly fewer. A hull's p-value is the larger of two,
-so those of the published policy are on the safe side, not uniform."""
+fail; always-valid p-values are below 0.05 at any look in at most 5 %, by construction mostly fewer. A hull's
+p-value is the larger of two, so those of the published policy are on the safe side, not uniform."""
 TRAPS = """\
 Each trap is what a careless analyst would do; its honest twin (the same, done properly) must get an answer."""
 PROPENSITIES = """\
