@@ -35,6 +35,17 @@ def test_ab_json_and_the_always_valid_default(tmp_path):
     assert result["metrics"]["click/rows"]["variants"]["b"]["raw"]["relative"]["method"] == "always_valid"
 
 
+def test_an_arm_that_is_null_is_one_line_of_bad_input(tmp_path):
+    table = exposures(600)
+    arms = table.column("arm").to_pylist()
+    arms[7] = None
+    at = table.column_names.index("arm")
+    for column in (pa.array(arms), pa.array(arms).dictionary_encode()):
+        done = ab(written(tmp_path, table.set_column(at, "arm", column)), "--metric", "click/rows")
+        assert done.exception.exit_code == 2
+        assert "column arm, row 7: value not allowed; got 'None'" in str(done.exception)
+
+
 @pytest.mark.parametrize(("table", "more", "words"), [
     (exposures(600, per_impression=True), [], "one arm per unit"),
     (exposures(600), ["--looks", "3", "--method", "fixed"], "always-valid"),

@@ -394,3 +394,21 @@ def test_a_gap_in_revenue_is_worth_at_most_its_price(tmp_path: Path):
 def test_without_a_gap_nothing_is_widened(tmp_path: Path):
     log, policy = written(tmp_path)
     assert not [n for n, e in evaluate(log, policy)["estimators"].items() if "widened" in e]
+
+
+def test_no_estimator_and_a_folder_are_bad_input(tmp_path: Path):
+    log, policy = written(tmp_path, users=50)
+    for arguments, words in (([str(log), "--estimators", ""], "--estimators: no estimator named; got ''"),
+                             ([str(tmp_path)], f"{tmp_path}: not a file; got 'a folder'")):
+        done = CliRunner().invoke(app, ["ope", *arguments, "--target", str(policy)])
+        assert isinstance(done.exception, InputError)
+        assert done.exception.exit_code == 2
+        assert words in str(done.exception)
+
+
+def test_the_answer_quotes_the_certificate(tmp_path: Path):
+    from recsys.evaluation.certify.certificate import certificate
+
+    made = evaluate(*written(tmp_path))
+    assert made["certificate"] == certificate()
+    assert len(made["certificate"]["id"]) == 64
