@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -142,6 +143,8 @@ def train(
     from recsys.experiment import run_training
 
     metrics = run_training(load_config(file, overrides), out, home, arm)
+    if os.environ.get("RANK", "0") != "0":
+        return  # torchrun's other ranks have nothing to add
     shown = {k: v for k, v in metrics["test"].items() if isinstance(v, int | float)}
     _say(metrics, as_json, f"{out}: " + ", ".join(f"{k} {v:.5g}" for k, v in shown.items()))
 
@@ -212,7 +215,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments)
     except RecsysError as error:
-        typer.echo(f"error: {error}", err=True)
+        if not error.reported:
+            typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:  # a full disk, a read-only folder: the user's to mend, so no traceback
         typer.echo(f"error: {error.filename or 'input/output'}: {error.strerror or error}", err=True)

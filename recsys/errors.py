@@ -13,6 +13,8 @@ class RecsysError(Exception):
     """Base of all errors that end a command with one line instead of a traceback."""
 
     exit_code = 1
+    reported = False
+    """Another rank has printed it."""
 
 
 class InputError(RecsysError):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,9 @@ from recsys.datasets import load_dataset_info
 from recsys.errors import InputError
 from recsys.log import log, progress
 from recsys.stage import Stage, read_manifest, run_stage, write_json
+
+if TYPE_CHECKING:
+    from recsys.training.world import World
 
 REQUESTS_AT_ONCE = 8192  # a block of requests is expanded to all its candidates in memory
 
@@ -51,7 +55,8 @@ def index_content(config: ExperimentConfig, name: str, out: Path) -> dict[str, A
     return {**{k: facts[k] for k in ("factory", "n", "dim")}, **facts["recall"]}
 
 
-def train_arm(config: ExperimentConfig, name: str, out: Path, model_out: Path | None = None) -> dict[str, Any]:
+def train_arm(config: ExperimentConfig, name: str, out: Path, model_out: Path | None = None,
+              world: World | None = None) -> dict[str, Any]:
     """Train one arm's ranker on ``out/split`` into ``out/arms/NAME/model``.
 
     Args:
@@ -59,6 +64,7 @@ def train_arm(config: ExperimentConfig, name: str, out: Path, model_out: Path | 
         name: the arm.
         out: the experiment's folder, already split, the arm's content already embedded.
         model_out: another place for the model folder.
+        world: the ranks that train together; None: this process.
 
     Returns:
         The model's metrics; empty for an arm whose policy is fixed.
@@ -74,11 +80,12 @@ def train_arm(config: ExperimentConfig, name: str, out: Path, model_out: Path | 
         if content is None:
             raise InputError("a ridge ranker needs content", file="experiment", column=f"arms.{name}.content",
                              got="null", expected="the name of an encoder")
-        return train_ridge(out / "split", config.model, target, content=content, seed=config.seed, name=name)
+        ridge = partial(train_ridge, out / "split", config.model, target, content=content, seed=config.seed, name=name)
+        return ridge() if world is None else dict(world.from_main(ridge))
     from recsys.training import train_model
 
     return train_model(out / "split", config.model, config.training, target, seed=config.seed, content=content,
-                       semantic=semantic_of_arm(arm, name, out), name=f"{config.name}/{name}")
+                       semantic=semantic_of_arm(arm, name, out), name=f"{config.name}/{name}", world=world)
 
 
 def content_of_arm(arm: ArmConfig, out: Path) -> Any:

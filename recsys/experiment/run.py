@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -123,7 +124,9 @@ def one_ranker(config: ExperimentConfig, arm: str | None) -> str:
 
 def run_training(config: ExperimentConfig, out: str | Path, data_home: str | Path | None = None,
                  arm: str | None = None) -> dict[str, Any]:
-    """Train one arm's ranker and write ``out/metrics.json``.
+    """Train one arm's ranker and write ``out/metrics.json``; under torchrun, all ranks together.
+
+    Rank 0 prepares the data and writes; ``out`` must be a folder that all ranks see.
 
     Args:
         config: the experiment; its split decides what is trained on and what is tested on.
@@ -135,9 +138,23 @@ def run_training(config: ExperimentConfig, out: str | Path, data_home: str | Pat
         The metrics: ``train`` and ``test`` parts, ``samples_per_second``, ``input_stall_share``.
     """
     out, name = Path(out), one_ranker(config, arm)
-    prepare_data(config, [name], out, data_home)
-    embed_arm(config, config.arms[name], out)
-    semantic_ids_of_arm(config.arms[name], name, out)
-    metrics = train_arm(config, name, out, out / "model")
-    write_json(out / "metrics.json", metrics)
+    own = config.arms[name]
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        prepare_data(config, [name], out, data_home)
+        embed_arm(config, own, out)
+        semantic_ids_of_arm(own, name, out)
+        metrics = train_arm(config, name, out, out / "model")
+        write_json(out / "metrics.json", metrics)
+        return metrics
+    from recsys.training.world import World
+
+    world = World.from_environment()
+    with world.together():
+        world.from_main(lambda: prepare_data(config, [name], out, data_home))
+        embed_arm(config, own, out)  # each rank embeds its share of the texts
+        world.from_main(lambda: semantic_ids_of_arm(own, name, out))
+        metrics = train_arm(config, name, out, out / "model", world)
+        if world.is_main:
+            write_json(out / "metrics.json", metrics)
+    world.close()
     return metrics

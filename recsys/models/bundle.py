@@ -118,7 +118,8 @@ def pick_device(device: str) -> torch.device:
 
 def save_bundle(folder: Path, models: Sequence[Ranker], encoder: FeatureEncoder, config: ModelConfig, name: str,
                 content: np.ndarray | None = None, transform: CorpusTransform | None = None,
-                quantiser: ResidualQuantiser | None = None, facts: dict[str, Any] | None = None) -> None:
+                quantiser: ResidualQuantiser | None = None, facts: dict[str, Any] | None = None,
+                writes: bool = True) -> None:
     """Write the model folder.
 
     Args:
@@ -127,8 +128,11 @@ def save_bundle(folder: Path, models: Sequence[Ranker], encoder: FeatureEncoder,
         transform: what made it from raw vectors; kept so that new ads can be brought in.
         quantiser: likewise, of semantic ids.
         facts: what else model.json should say.
+        writes: False on all ranks but the first, which only hand it their part of sharded tables.
     """
     weights = {f"{i}.{n}": t for i, model in enumerate(models) for n, t in model.weights().items()}
+    if not writes:
+        return
     save_file(weights, folder / "model.safetensors")
     pq.write_table(encoder.vocabulary_table(), folder / "vocabulary.parquet", compression="zstd")
     if content is not None:

@@ -223,8 +223,7 @@ def load_training_data(split_dir: str | Path, model: ModelConfig, training: Trai
     Raises:
         InputError: missing files or columns, wrong types, bad labels, ids out of range, no rows.
     """
-    info = load_dataset_info(split_dir)
-    labels = tuple(_label(info, head, split_dir) for head in model.heads)
+    info, labels = load_dataset_info(split_dir), training_labels(split_dir, model)
     files = {part: join(split_dir, f"{part}.parquet") for part in ("train", "test")}
     train, held_out = (Selection(part, training.validation_share, training.negative_keep)
                        for part in ("training", "validation"))
@@ -266,6 +265,16 @@ def load_training_data(split_dir: str | Path, model: ModelConfig, training: Trai
                         source("train", held_out, counts["validation"]) if sum(counts["validation"]) else None,
                         tested, tuple(float(r) for r in sums[1] / sums[0]),
                         tuple(float(k) if k > 0 else 1.0 for k in (sums[0] - sums[1]) / np.maximum(failures, 1e-12)))
+
+
+def training_labels(split_dir: str | Path, model: ModelConfig) -> tuple[Label, ...]:
+    """The label of each head.
+
+    Raises:
+        InputError: dataset.json has none for a head.
+    """
+    info = load_dataset_info(split_dir)
+    return tuple(_label(info, head, split_dir) for head in model.heads)
 
 
 def look_over(file: str | Path, encoder: FeatureEncoder, labels: tuple[Label, ...], with_values: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recsys.features.batches import Batch
+from recsys.features.batches import Batch, padded
 from recsys.features.stream import StreamLoader
 from recsys.models.ranker import Ranker
 from recsys.training.metrics import StreamingMetrics
@@ -32,7 +32,9 @@ def evaluate(models: Sequence[Ranker], loader: StreamLoader, world: World,
         model.eval()
     with loader.epoch() as batches, torch.no_grad():
         for batch in islice(batches, None if rows is None else -(-rows // loader.batch_size)):
-            logits = mean_logits(models, batch.to(world.device))
+            # Sharded tables are looked up by all ranks together, with batches of one size.
+            even = padded(batch, loader.largest) if world.size > 1 else batch
+            logits = mean_logits(models, even.to(world.device))[: len(batch)]
             weight = batch.weight.numpy()[:, None].astype(np.float64)
             metrics.update(logits, batch.trials.numpy() * weight, batch.successes.numpy() * weight,
                            _numpy(getattr(batch, "user", None)), _numpy(getattr(batch, "surface", None)))

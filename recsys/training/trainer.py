@@ -20,9 +20,9 @@ from recsys.features.stream import StreamLoader
 from recsys.log import log
 from recsys.models.build import KINDS, build_model
 from recsys.models.bundle import pick_device, save_bundle
-from recsys.models.embeddings import SparseOptions
+from recsys.models.embeddings import SparseOptions, plan_lines
 from recsys.models.ranker import Ranker, correct_for_sampling
-from recsys.stage import Stage, run_stage, sha256_bytes, write_json
+from recsys.stage import Stage, sha256_bytes, write_json
 from recsys.storage import as_location, join
 from recsys.training.checkpoint import Checkpoints, TrainState
 from recsys.training.content import content_matrix
@@ -33,7 +33,8 @@ from recsys.training.loop import TrainingRun
 from recsys.training.memory import keep_freed_memory
 from recsys.training.metrics import base_entropy
 from recsys.training.optimizers import make_optimizer
-from recsys.training.step import PlainStepper
+from recsys.training.share import share_training_data
+from recsys.training.step import PlainStepper, Stepper
 from recsys.training.world import World
 
 Content = tuple[list[str], np.ndarray]
@@ -47,7 +48,8 @@ _USAGE = 2  # form of the usage row; models whose row is of an older form are tr
 
 def train_model(split_dir: str | Path, model: ModelConfig, training: TrainingConfig, out: Path, *, seed: int = 0,
                 content: Content | None = None, semantic: Semantic | None = None, device: str = "auto",
-                name: str = "model", test: bool = True, watch: Watch | None = None) -> dict[str, Any]:
+                name: str = "model", test: bool = True, watch: Watch | None = None,
+                world: World | None = None) -> dict[str, Any]:
     """Train a ranker and write its model folder; run again with the same inputs it does nothing.
 
     A run that was killed continues from its last checkpoint when it is started again, and ends with the metrics it
@@ -66,6 +68,8 @@ def train_model(split_dir: str | Path, model: ModelConfig, training: TrainingCon
             no ``test``; what a search over settings is given.
         watch: told of every evaluation on the validation slice; what it raises ends the run, which a further call with
             the same arguments goes on with.
+        world: the ranks that train together, each of which calls this with the same arguments; the files must be where
+            all of them see them. None: this process, on ``device``.
 
     Returns:
         The contents of ``out/metrics.json``.
@@ -77,19 +81,19 @@ def train_model(split_dir: str | Path, model: ModelConfig, training: TrainingCon
     if model.kind not in KINDS:
         raise InputError("this trainer trains rankers of impressions", column="model.kind", got=model.kind,
                          expected=" or ".join(KINDS))
-    split_dir, out, at = as_location(split_dir), Path(out), pick_device(device)
+    split_dir, out, world = as_location(split_dir), Path(out), world or World.single(pick_device(device))
     config = {"model": model.model_dump(mode="json"), "training": training.model_dump(mode="json"), "seed": seed,
-              "name": name, "device": at.type, "torch": torch.__version__, "usage": _USAGE,
+              "name": name, "device": world.device.type, "torch": torch.__version__, "usage": _USAGE,
               "content": None if content is None else _hash(content),
               "semantic_ids": None if semantic is None else sha256_bytes(
                   np.ascontiguousarray(semantic[1]).tobytes() + semantic[0].codebooks.tobytes())}
     inputs = {f: join(split_dir, f) for f in ("train.parquet", *(["test.parquet"] if test else []), "dataset.json")}
 
     def build(stage: Stage) -> None:
-        _train(stage, split_dir, model, training, seed, content, semantic, World.single(at), name, test, watch)
+        _train(stage, split_dir, model, training, seed, content, semantic, world, name, test, watch)
 
-    run_stage("train", out, config=config, inputs=inputs, build=build, resume=True)
-    return dict(json.loads((out / "metrics.json").read_text()))
+    world.run_stage("train", out, config=config, inputs=inputs, build=build)
+    return dict(world.from_main(lambda: json.loads((out / "metrics.json").read_text())))
 
 
 def _hash(content: Content) -> str:
@@ -106,8 +110,9 @@ def _train(stage: Stage, split_dir: str | Path, model: ModelConfig, training: Tr
     matrix = transform = None
     if content is not None:
         matrix, transform = content_matrix(*content, training_ad_ids(split_dir), model.content_dim)
-    data = load_training_data(split_dir, model, training, None if content is None else content[0],
-                              None if semantic is None else prefix_features(semantic[1]), test)
+    load = partial(load_training_data, split_dir, model, training, None if content is None else content[0],
+                   None if semantic is None else prefix_features(semantic[1]), test)
+    data = share_training_data(world, load, split_dir, model, training)
     fitting = time.perf_counter() - started
     members = []
     with Journal(stage.folder, name, training.epochs * data.train.rows, members=training.ensemble,
@@ -120,8 +125,12 @@ def _train(stage: Stage, split_dir: str | Path, model: ModelConfig, training: Tr
     total = time.perf_counter() - started
     metrics |= _account(models[0], states, training, world.device, total, fitting)
     save_bundle(stage.folder, models, data.encoder, model, name, matrix, transform,
-                None if semantic is None else semantic[0], {"seed": seed, "training": training.model_dump(mode="json")})
+                None if semantic is None else semantic[0], {"seed": seed, "training": training.model_dump(mode="json")},
+                writes=world.is_main)
+    if not world.is_main:
+        return
     write_json(stage.path("metrics.json"), metrics)
+    write_json(stage.path("plan.json"), {"ranks": world.size, "tables": _plan(models[0])})
     held_out = 0 if data.validation is None else data.validation.rows
     stage.rows = {"train": data.train.rows + held_out, "validation": held_out}
     stage.facts = {"samples_per_second": metrics["samples_per_second"]}
@@ -141,6 +150,9 @@ def _train_member(stage: Stage, data: TrainingData, model: ModelConfig, training
     ranker = build_model(data.encoder, model, matrix, SparseOptions.of(training), world.device, world,
                          training.parallel)
     ranker.set_base_rates(dict(enumerate(data.base_rates)))
+    if world.is_main and not member:
+        for line in plan_lines(_plan(ranker)):
+            log.info("%s", line)
     optimizer = make_optimizer(ranker, training)
     checkpoints = Checkpoints(stage.path(f"checkpoint/member-{member}"), world, training.keep_checkpoints)
     found = checkpoints.latest()
@@ -151,8 +163,8 @@ def _train_member(stage: Stage, data: TrainingData, model: ModelConfig, training
     if data.validation is not None:
         validate = partial(_validate, ranker, data, world)
     journal.member(member, state.step, state.samples)
-    run = TrainingRun(ranker, optimizer, PlainStepper(ranker, optimizer, training), loader, validate, training,
-                      checkpoints, journal, world)
+    run = TrainingRun(ranker, optimizer, _stepper(ranker, optimizer, training, world, loader), loader, validate,
+                      training, checkpoints, journal, world)
     state = run.train(state, found)
     correct_for_sampling(ranker, data.failure_keep)
     return ranker, state
@@ -168,6 +180,22 @@ def _validate(ranker: Ranker, data: TrainingData, world: World) -> list[dict[str
     finally:
         with torch.no_grad():
             ranker.heads.bias.copy_(trained)
+
+
+def _stepper(ranker: Ranker, optimizer: torch.optim.Optimizer, training: TrainingConfig, world: World,
+             loader: StreamLoader) -> Stepper:
+    if world.size == 1 and not getattr(ranker.embeddings, "sharded", False):
+        return PlainStepper(ranker, optimizer, training)
+    from recsys.training.parallel import ParallelStepper  # torchrec.distributed takes seconds to import
+
+    stepper = ParallelStepper(ranker, optimizer, training, world, loader.largest)
+    if world.size > 1:  # all ranks were built alike; what they draw from here on (dropout) is their own
+        torch.manual_seed(int(np.random.SeedSequence([torch.initial_seed(), world.rank]).generate_state(1)[0]))
+    return stepper
+
+
+def _plan(ranker: Ranker) -> list[dict[str, Any]]:
+    return [] if ranker.embeddings is None else list(ranker.embeddings.plan())
 
 
 def _metrics(models: list[Ranker], data: TrainingData, world: World) -> dict[str, Any]:

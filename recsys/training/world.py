@@ -6,10 +6,15 @@
 from __future__ import annotations
 
 import datetime as dt
+import errno
+import json
 import os
-from collections.abc import Iterator
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from recsys.errors import InputError, RecsysError
+from recsys.stage import Stage, run_stage
 
 T = TypeVar("T", np.ndarray, torch.Tensor)
 
@@ -26,6 +32,10 @@ _PATIENCE = dt.timedelta(days=7)
 
 class LostRank(OSError):
     """Another rank ended without a word: killed, out of memory, or its machine is gone."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ECONNRESET, "ended without a word (killed, out of memory, or its machine is gone); the "
+                                           "same command goes on from the last checkpoint", "another rank")
 
 
 class PeerError(RecsysError):
@@ -87,11 +97,13 @@ class World:
             at = torch.device("cuda", local)
             torch.cuda.set_device(at)
         store, rank, size = next(dist.rendezvous("env://", timeout=_PATIENCE))
-        world = cls(rank, size, at, local, count, dist.PrefixStore("recsys", store))
         if not dist.is_initialized():
             dist.init_process_group("nccl" if at.type == "cuda" else "gloo", store=dist.PrefixStore("group", store),
                                     rank=rank, world_size=size)
-        return world
+        # A name that only these processes know: an elastic restart finds what earlier ones left in the store.
+        name = torch.frombuffer(bytearray(secrets.token_bytes(16)), dtype=torch.uint8).to(at)
+        dist.broadcast(name, 0)
+        return cls(rank, size, at, local, count, dist.PrefixStore(name.cpu().numpy().tobytes().hex(), store))
 
     def group(self) -> dist.ProcessGroup:
         """The process group of all ranks; a world of one makes one of its own where a backend asks for it."""
@@ -130,11 +142,40 @@ class World:
             assert data is not None
             self._store.set(key, str(len(data)))
         else:
-            self._store.wait([key], _PATIENCE)
+            while not self._store.check([key]):
+                self._raise_told()
+                time.sleep(0.02)
         size = int(self._store.get(key))
         buffer = torch.frombuffer(bytearray(data or bytes(size) or b"\0"), dtype=torch.uint8).to(self.device)
         dist.broadcast(buffer, 0)
         return bytes(buffer.cpu().numpy().tobytes()[:size])
+
+    def from_main(self, work: Callable[[], Any]) -> Any:
+        """What ``work`` returns on rank 0, which alone runs it; JSON-able. Others wait, however long it takes."""
+        return json.loads(self.broadcast_bytes(json.dumps(work()).encode() if self.is_main else None))
+
+    def run_stage(self, name: str, out: Path, *, config: Mapping[str, Any], inputs: Mapping[str, str | Path],
+                  build: Callable[[Stage], None]) -> None:
+        """:func:`recsys.stage.run_stage` on rank 0, its ``build`` on all ranks in the same folder, which all must see.
+
+        What other ranks put into ``stage.rows`` and ``stage.facts`` is not kept. Unfinished work is resumed.
+        """
+        told: list[Path] = []
+
+        def on_main(stage: Stage) -> None:
+            told.append(stage.folder)
+            self.broadcast_bytes(str(stage.folder).encode())
+            build(stage)
+            self.barrier()  # nobody works in the folder any more when it gets its final name
+
+        if self.is_main:
+            run_stage(name, out, config=config, inputs=inputs, build=on_main, resume=True)
+            if not told:
+                self.broadcast_bytes(b"")
+        elif folder := self.broadcast_bytes(None).decode():
+            build(Stage(Path(folder)))
+            self.barrier()
+        self.barrier()
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -165,19 +206,18 @@ class World:
             raise
         except RuntimeError as error:
             if not _is_connection(error):
-                raise
-            if self._store_has("error"):
-                code, _, line = self._store.get("error").decode().partition(" ")
-                raise PeerError(line, int(code)) from error
-            raise LostRank(None, "a rank ended without a word (killed, out of memory, or its machine is gone); "
-                                 "the same command goes on from the last checkpoint") from error
+                raise  # a fault of the program: its traceback is what helps
+            until = time.monotonic() + 2  # the word may still be under way
+            while time.monotonic() < until:
+                self._raise_told()
+                time.sleep(0.1)
+            raise LostRank from error
 
-    def _store_has(self, key: str) -> bool:
-        try:
-            self._store.wait([key], dt.timedelta(seconds=2))
-        except (RuntimeError, dist.DistError):
-            return False
-        return True
+    def _raise_told(self) -> None:
+        """Raise the error that another rank has told."""
+        if self._store.check(["error"]):
+            code, _, line = self._store.get("error").decode().partition(" ")
+            raise PeerError(line, int(code))
 
     def close(self) -> None:
         """Leave the process group."""

@@ -72,6 +72,9 @@ class Embeddings(nn.Module):
     ``steps`` counts :meth:`step`; it is part of the checkpoint, because Adam's bias correction depends on it.
     """
 
+    sharded = False
+    """Whether a lookup needs all ranks."""
+
     def __init__(self, tables: list[Table], dim: int) -> None:
         super().__init__()
         self.tables, self.dim = tables, dim
@@ -192,3 +195,21 @@ def local_plan(tables: list[Table], dim: int, options: SparseOptions, kind: str)
     return [{"table": t.name, "rows": t.rows, "dim": dim, "sharding": kind, "ranks": [0],
              "mib_per_rank": t.rows * (dim + state_width(options.of_table(t.name)[0], dim)) * 4 / 2**20}
             for t in tables]
+
+
+def plan_lines(plan: list[dict[str, Any]]) -> list[str]:
+    """The plan as a table of text, with what each rank holds in all."""
+    if not plan:
+        return []
+    lines = [f"{'table':<24} {'rows':>13} {'dim':>4}  {'sharding':<14} {'ranks':<10} {'MiB a rank':>10}"]
+    for row in plan:
+        ranks = row["ranks"]
+        shown = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}-{ranks[-1]}"
+        lines.append(f"{row['table']:<24} {row['rows']:>13,} {row['dim']:>4}  {row['sharding']:<14} {shown:<10} "
+                     f"{row['mib_per_rank']:>10,.1f}")
+    held: dict[int, float] = {}
+    for row in plan:
+        for rank in row["ranks"]:
+            held[rank] = held.get(rank, 0.0) + row["mib_per_rank"]
+    return [*lines, "tables and their optimizers in all, MiB: " + ", ".join(
+        f"rank {rank}: {held[rank]:,.1f}" for rank in sorted(held))]

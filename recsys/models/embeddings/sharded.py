@@ -41,6 +41,8 @@ class ShardedEmbeddings(Embeddings):
     the loss so that the sum over ranks is right.
     """
 
+    sharded = True
+
     def __init__(self, tables: list[Table], dim: int, options: SparseOptions, device: torch.device, seed: int,
                  world: World, parallel: ParallelConfig) -> None:
         super().__init__(tables, dim)
