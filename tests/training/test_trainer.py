@@ -45,8 +45,9 @@ def _train(split: Path, out: Path, *, training: TrainingConfig = TRAINING, **mor
 def test_model_folder_is_complete_and_a_second_run_does_nothing(split: Path, tmp_path: Path) -> None:
     out = tmp_path / "model"
     metrics = _train(split, out, content=toy_content())
-    assert {p.name for p in out.iterdir()} == {"manifest.json", "metrics.json", "model.json", "model.safetensors",
-                                               "vocabulary.parquet", "content.safetensors", "train.jsonl"}
+    assert {p.name for p in out.iterdir()} == {
+        "manifest.json", "metrics.json", "model.json", "model.safetensors", "plan.json", "vocabulary.parquet",
+        "content.safetensors", "train.jsonl"}
     assert [p for p in tmp_path.iterdir() if p.name != "model"] == []
     assert metrics == json.loads((out / "metrics.json").read_text())
     assert metrics["test"]["n"] == 1000

@@ -24,12 +24,13 @@ from recsys.models.embeddings.base import (
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 
-def bag_configs(tables: list[Table], dim: int) -> list[EmbeddingBagConfig]:
+def bag_configs(tables: list[Table], dim: int, pooling: PoolingType | None = None) -> list[EmbeddingBagConfig]:
     """TorchRec's description of the tables, all pooled alike, so that one kernel serves them.
 
     Sums where no bag holds more than one row: the same as means, for a sixth less time forward and backward on a CPU.
     """
-    pooling = PoolingType.MEAN if any(t.lists for t in tables) else PoolingType.SUM
+    if pooling is None:
+        pooling = PoolingType.MEAN if any(t.lists for t in tables) else PoolingType.SUM
     return [EmbeddingBagConfig(name=t.name, embedding_dim=dim, num_embeddings=t.rows, feature_names=list(t.features),
                                pooling=pooling) for t in tables]
 

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.optim import _apply_optimizer_in_backward
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
+from torchrec.modules.embedding_configs import PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim.fused import FusedOptimizer
 from torchrec.optim.keyed import CombinedOptimizer
@@ -34,6 +36,30 @@ for _message in ("Please use DTensor instead", "`torch.distributed.*` is depreca
 _PIECE = 1 << 20  # rows sent at once when a table is collected
 
 
+class _Arrange(nn.Module):
+    """Sums as the ranks return them [B, F * D] to means in the order of the tables [B, F, D].
+
+    TorchRec 1.8's own means divide the lists of a table-wise table twice where another table is row-wise. (A module of
+    its own, because the pipeline traces what calls the collection, and plain Python may only stand in modules.)
+    """
+
+    def __init__(self, given: list[str], tables: list[Table], dim: int) -> None:
+        super().__init__()
+        self._wanted, self._dim = [f for t in tables for f in t.features], dim
+        self._order = None if given == self._wanted else [given.index(f) for f in self._wanted]
+        self._lists = any(t.lists for t in tables)
+
+    def forward(self, values: torch.Tensor, sparse: KeyedJaggedTensor) -> torch.Tensor:
+        pooled = values.view(values.shape[0], -1, self._dim)
+        if self._order is not None:
+            pooled = pooled[:, self._order]
+        if not self._lists:
+            return pooled
+        place = {key: i for i, key in enumerate(sparse.keys())}
+        counts_FB = sparse.lengths().view(len(place), -1)[[place[f] for f in self._wanted]]
+        return pooled / counts_FB.clamp_min(1).T.unsqueeze(2)
+
+
 class ShardedEmbeddings(Embeddings):
     """Each rank looks up the rows that it keeps, for all ranks' batches, and receives its own batch's vectors.
 
@@ -47,7 +73,7 @@ class ShardedEmbeddings(Embeddings):
                  world: World, parallel: ParallelConfig) -> None:
         super().__init__(tables, dim)
         self._options, self._world = options, world
-        bags = EmbeddingBagCollection(tables=bag_configs(tables, dim), device=torch.device("meta"))
+        bags = EmbeddingBagCollection(tables=bag_configs(tables, dim, PoolingType.SUM), device=torch.device("meta"))
         for table in tables:
             kind, lr = options.of_table(table.name)
             optimizer, settings = torch_optimizer(kind)
@@ -61,8 +87,7 @@ class ShardedEmbeddings(Embeddings):
             init_data_parallel=False, init_parameters=False)
         self.bags = getattr(model.module, PATH)
         self._optimizer = model.fused_optimizer
-        given, wanted = self._given(), [f for t in tables for f in t.features]
-        self._order = None if given == wanted else torch.tensor([given.index(f) for f in wanted], device=device)
+        self._arrange = _Arrange(self._given(), tables, dim)
         with torch.no_grad():
             for index, table in enumerate(tables):
                 for start, rows in _local(self._tensors()[table.name]):
@@ -77,9 +102,7 @@ class ShardedEmbeddings(Embeddings):
     def forward(self, sparse: KeyedJaggedTensor) -> torch.Tensor:
         """See :class:`Embeddings`. All ranks must call it together, with batches of one size where a table is cut by
         rows."""
-        values = self.bags(sparse).values()
-        pooled = values.view(values.shape[0], -1, self.dim)
-        return pooled if self._order is None else pooled.index_select(1, self._order)
+        return self._arrange(self.bags(sparse).values(), sparse)
 
     def set_lr(self, factor: float) -> None:
         """See :class:`Embeddings`."""

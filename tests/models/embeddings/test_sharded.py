@@ -19,6 +19,10 @@ MIXED_PLAN = SparseOptions("rowwise_adagrad", 0.1, tables={
     "ad_id": TableConfig(sharding="row_wise"), "site": TableConfig(optimizer="sgd", lr=0.02),
     "city": TableConfig(optimizer="adagrad", sharding="row_wise")})
 
+# The other way round: the table with lists whole, another one cut.
+LISTS_WHOLE = SparseOptions("rowwise_adagrad", 0.1, tables={
+    "ad_id": TableConfig(sharding="table_wise"), "city": TableConfig(sharding="row_wise")})
+
 
 def joined(a: KeyedJaggedTensor, b: KeyedJaggedTensor) -> KeyedJaggedTensor:
     """The rows of two batches as one."""
@@ -54,7 +58,7 @@ def _parity(world: World) -> dict[str, Any]:
     found: dict[str, Any] = {}
     plans = {"table_wise": (SparseOptions("rowwise_adagrad", 0.1), TABLE_WISE),
              "row_wise": (SparseOptions("rowwise_adagrad", 0.1), ROW_WISE), "mixed": (MIXED_PLAN, TABLE_WISE),
-             "mixed optimizers": (MIXED, TABLE_WISE),
+             "lists whole": (LISTS_WHOLE, TABLE_WISE), "mixed optimizers": (MIXED, TABLE_WISE),
              "float16": (SparseOptions("rowwise_adagrad", 0.1), ParallelConfig(
                  sharding="row_wise", communication="float16")),
              "bfloat16": (SparseOptions("rowwise_adagrad", 0.1), ParallelConfig(
@@ -101,7 +105,8 @@ def _close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], atol
 
 @pytest.mark.parametrize(("plan", "options"), [
     ("table_wise", SparseOptions("rowwise_adagrad", 0.1)), ("row_wise", SparseOptions("rowwise_adagrad", 0.1)),
-    ("planner", SparseOptions("rowwise_adagrad", 0.1)), ("mixed", MIXED_PLAN), ("mixed optimizers", MIXED)])
+    ("planner", SparseOptions("rowwise_adagrad", 0.1)), ("mixed", MIXED_PLAN),
+    ("lists whole", LISTS_WHOLE), ("mixed optimizers", MIXED)])
 def test_two_ranks_equal_one_with_the_doubled_batch(two: list, plan: str, options: SparseOptions) -> None:
     # Traps 4 and 5: every table has its fused optimizer, and row-wise Adagrad sees whole rows, whatever the sharding.
     _close(two[0][plan]["weights"], one_process(options))
@@ -125,7 +130,7 @@ def test_quantised_communication_stays_close(two: list, plan: str) -> None:
 def test_all_shardings_start_as_one_process_does(two: list) -> None:
     torch.manual_seed(3)
     wanted = make_embeddings("fused", TABLES, 8, SparseOptions(), CPU)
-    for plan in ("table_wise", "row_wise", "mixed"):
+    for plan in ("table_wise", "row_wise", "mixed", "lists whole"):
         for name, tensor in two[0][plan]["start"].items():
             assert torch.equal(tensor, wanted.weights()[name]), (plan, name)
         for rank in (0, 1):  # and each rank receives its own rows' vectors, features in table order
