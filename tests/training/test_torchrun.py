@@ -87,7 +87,7 @@ def test_two_ranks_train_the_model_that_one_does(script: Path, tmp_path: Path) -
     _alone(script, split, tmp_path / "one")
     one, two = _metrics(tmp_path / "one"), _metrics(tmp_path / "two")
     for part in ("train", "validation", "test"):
-        for name in QUALITY:
+        for name in QUALITY[: 4 if part == "train" else 5]:
             assert two[part][name] == pytest.approx(one[part][name], abs=2e-4), (part, name)
         assert two[part]["n"] == one[part]["n"]
     assert two["usage"]["samples"] == one["usage"]["samples"]
