@@ -69,8 +69,8 @@ _TREES = [{"n_estimators": n, "learning_rate": 0.05, "num_leaves": leaves, "min_
                                   (200, 15, {"cat_smooth": 50, "min_data_per_group": 200, "min_count": 3}),
                                   (100, 31, {"colsample_bytree": 0.5, "without": ["ad_id"]}))]
 _TREES_ROWS = [{"n_estimators": n, "learning_rate": 0.05, "num_leaves": leaves, **more}
-               for n, leaves, more in ((150, 31, {}), (300, 31, {}), (150, 63, {}), (300, 15, {}),
-                                       (150, 31, {"cat_smooth": 50}), (300, 63, {"cat_smooth": 50}))]
+               for n, leaves, more in ((100, 15, {}), (150, 31, {}), (150, 63, {}), (300, 15, {}),
+                                       (100, 31, {"cat_smooth": 50}), (200, 7, {}))]
 _NETS_ROWS = [{"dim": 16, "epochs": e, "lr": 1e-3, "batch_size": 1024, "dnn_dropout": d, "l2_reg_embedding": l2}
               for e, d, l2 in ((2, 0.1, 1e-5), (4, 0.1, 1e-5), (4, 0.2, 1e-4), (8, 0.2, 1e-4))]
 
@@ -83,7 +83,8 @@ DATA = (
           "DIN": [n for n in _NETS if "without" not in n]}),
     Data("criteo_attribution",
          {k: _tried([*o, ONE], ["training.epochs=4"], ["training.epochs=8"],
-                    ["training.epochs=8", "training.sparse_lr=0.01"]) for k, o in KINDS.items()},
+                    ["training.epochs=4", "training.sparse_lr=0.05", "model.dropout=0.3"],
+                    ["training.epochs=6", "model.min_count=20"]) for k, o in KINDS.items()},
          {"LightGBM": _TREES_ROWS, "DCN": _NETS_ROWS, "DeepFM": _NETS_ROWS}),
 )
 
