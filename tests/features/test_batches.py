@@ -103,3 +103,21 @@ def test_ids_stand_in_one_feature_major_block() -> None:
     np.testing.assert_array_equal(batch.sparse.values().numpy(), sparse.T.reshape(-1))
     assert batch.sparse.values().is_contiguous()
     assert batch.sparse["b"].values().data_ptr() == batch.sparse.values()[4:].data_ptr()
+
+
+def test_padding_adds_rows_of_nothing() -> None:
+    from recsys.features.batches import padded
+    from tests.models.toy import batch
+
+    plain = batch(6)
+    more = padded(plain, 9)
+    assert padded(plain, 6) is plain
+    assert len(more) == 9
+    assert more.sparse.stride() == 9
+    for key, bag in more.sparse.to_dict().items():
+        assert bag.lengths()[:6].tolist() == plain.sparse[key].lengths().tolist()
+        assert bag.lengths()[6:].tolist() == [0, 0, 0]
+        assert bag.values().tolist() == plain.sparse[key].values().tolist()
+    assert more.weight[6:].tolist() == [0, 0, 0]
+    assert not more.trials[6:].any()
+    assert more.history_content[1].tolist() == [*plain.history_content[1].tolist(), 0, 0, 0]

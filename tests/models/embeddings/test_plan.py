@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
@@ -8,6 +10,7 @@ from torchrec.distributed.sharding_plan import column_wise, construct_module_sha
 from torchrec.distributed.utils import add_params_from_parameter_sharding
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
+import recsys
 from recsys.config.training import ParallelConfig, TableConfig
 from recsys.errors import InputError
 from recsys.models.embeddings import SparseOptions, Table
@@ -84,3 +87,9 @@ def test_rows_of_the_plan() -> None:
                             "ranks": [0, 1, 2, 3], "mib_per_rank": 1_000_000 * 17 * 4 / 4 / 2**20, "kernel": "fused"}
     assert rows["tiny"]["sharding"] == "table_wise"
     assert len(rows["tiny"]["ranks"]) == 1
+
+
+def test_sharded_quantised_inference_is_not_used_unprepared() -> None:
+    # Trap 15: on a CPU torchrec.shard_quant_model needs set_propogate_device(True); export here is whole instead.
+    sources = [p.read_text() for p in Path(recsys.__file__).parent.rglob("*.py")]
+    assert all("set_propogate_device(True)" in s for s in sources if "shard_quant_model" in s)
