@@ -153,8 +153,6 @@ def _train_member(stage: Stage, data: TrainingData, model: ModelConfig, training
     if world.is_main and not member:
         for line in plan_lines(_plan(ranker)):
             log.info("%s", line)
-    if world.rank:  # all start alike, then each drops out what it draws
-        torch.manual_seed(own_seed + world.rank)
     optimizer = make_optimizer(ranker, training)
     checkpoints = Checkpoints(stage.path(f"checkpoint/member-{member}"), world, training.keep_checkpoints)
     found = checkpoints.latest()
