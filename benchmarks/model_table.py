@@ -62,6 +62,8 @@ _NETS = [{"dim": 4, "epochs": 2, "lr": 1e-3, "batch_size": 512, "dnn_dropout": 0
           "min_count": 3},
          {"dim": 4, "epochs": 4, "lr": 1e-3, "batch_size": 512, "dnn_dropout": 0.4, "min_count": 3,
           "without": ["ad_id"]}]
+_DIN = [{"dim": 4, "epochs": 1, "lr": lr, "batch_size": 512, "dnn_dropout": 0.2, "min_count": 3, **more}
+        for lr, more in ((1e-3, {}), (1e-3, {"without": ["passed"]}), (5e-4, {"att_weight_normalization": True}))]
 _TREES = [{"n_estimators": n, "learning_rate": 0.05, "num_leaves": leaves, "min_child_samples": 20, **more}
           for n, leaves, more in ((60, 15, {"without": ["ad_id", "category"]}),
                                   (100, 15, {"without": ["ad_id", "category"]}), (150, 7, {"without": ["ad_id"]}),
@@ -80,7 +82,7 @@ DATA = (
                        ["training.epochs=4", "model.dropout=0.2"]) for k, o in KINDS.items()},
           "dlrm, attention": _tried([ATTENTION, ONE], ["training.epochs=3"], ["training.epochs=4"])},
          {"LightGBM": _TREES, "DCN": _NETS, "DeepFM": _NETS,
-          "DIN": [n for n in _NETS if "without" not in n]}),
+          "DIN": [*(n for n in _NETS if "without" not in n), *_DIN]}),
     Data("criteo_attribution",
          {k: _tried([*o, ONE], ["training.epochs=4"], ["training.epochs=8"],
                     ["training.epochs=4", "training.sparse_lr=0.05", "model.dropout=0.3"],
