@@ -201,7 +201,7 @@ def _plan(ranker: Ranker) -> list[dict[str, Any]]:
 def _metrics(models: list[Ranker], data: TrainingData, world: World) -> dict[str, Any]:
     """Metrics of the first head by part, those of further heads under ``heads``; ``train`` on a bounded sample."""
     # A row group may be much larger than the sample: so a bound on its rows, too.
-    parts = {"train": (data.train.sample(_TRAIN_METRIC_ROWS), 2 * _TRAIN_METRIC_ROWS),
+    parts = {"train": (data.train.sample(_TRAIN_METRIC_ROWS), _TRAIN_METRIC_ROWS),
              "validation": (data.validation, None), "test": (data.test, None)}
     found: dict[str, Any] = {}
     for part, (source, rows) in parts.items():
