@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -59,8 +60,9 @@ def _weights(model: Ranker) -> dict[str, torch.Tensor]:
             **{f"table.{n}": t.clone() for n, t in tables.items()}}
 
 
-def _plain(config: TrainingConfig, epochs: int = 3) -> tuple[dict[str, torch.Tensor], list[float]]:
-    world = World.single()
+@cache
+def _plain(clip_norm: float | None = None, epochs: int = 3) -> tuple[dict[str, torch.Tensor], list[float]]:
+    world, config = World.single(), TRAINING.model_copy(update={"clip_norm": clip_norm})
     model = _ranker("fused", world, config.parallel)
     optimizer = make_optimizer(model, config)
     stepper, losses = PlainStepper(model, optimizer, config), []
@@ -128,7 +130,7 @@ def _same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], atol:
 @pytest.mark.parametrize("name", ["pipelined", "row-wise", "base", "paused"])
 def test_two_ranks_equal_one_with_the_doubled_batch(two: list, name: str) -> None:
     # With weights and numbers of trials that differ between ranks: an average of the ranks' mean losses would not do.
-    weights, losses = _plain(TRAINING)
+    weights, losses = _plain()
     np.testing.assert_allclose(two[0][name]["losses"], losses, atol=1e-5)
     _same(two[0][name]["weights"], weights)
     for key, tensor in two[1][name]["weights"].items():  # dense parameters are the same on both, to the bit
@@ -150,22 +152,21 @@ def test_the_model_may_be_called_while_steps_are_paused(two: list) -> None:
 
 
 def test_an_epoch_left_early_leaves_no_batch_behind(two: list) -> None:
-    weights, losses = _plain(TRAINING, epochs=1)
+    weights, losses = _plain(epochs=1)
     assert two[0]["between epochs"] == (16, 2)
     np.testing.assert_allclose(two[0]["left"]["losses"], losses, atol=1e-5)
     _same(two[0]["left"]["weights"], weights)
 
 
 def test_clipping_is_of_the_gradient_of_all_ranks(two: list) -> None:
-    config = TRAINING.model_copy(update={"clip_norm": 0.05})
-    weights, _ = _plain(config)
+    weights, _ = _plain(0.05)
     _same(two[0]["clipped"]["weights"], weights, atol=5e-5)
-    free, _ = _plain(TRAINING)
+    free, _ = _plain()
     assert max(float((weights[n] - t).abs().max()) for n, t in free.items()) > 1e-3
 
 
 def test_dense_tables_are_replicated_and_trained_by_all_ranks(two: list) -> None:
-    weights, _ = _plain(TRAINING)
+    weights, _ = _plain()
     _same(two[0]["dense"]["weights"], weights, atol=5e-5)
 
 
