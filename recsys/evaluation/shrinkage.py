@@ -30,21 +30,22 @@ class Shrunk:
 
 
 def shrink(estimates: ArrayLike, errors: ArrayLike, target: float) -> Shrunk:
-    """Parametric empirical Bayes towards a known target, for unequal standard errors.
+    """Parametric empirical Bayes towards the mean of the same estimates, for unequal standard errors.
 
     With x_i ~ N(theta_i, V_i) and theta_i ~ N(target, A): A solves sum (x_i - target)^2 / (V_i + A) = k (0 where the
     estimates differ by less than their errors do); B_i = (k - 2) / k * V_i / (V_i + A); the estimate is
-    x_i - B_i (x_i - target), its variance V_i (1 - B_i) + 2 / (k - 2) * B_i^2 (V + A) / (V_i + A) (x_i - target)^2, V
-    the mean of V_i weighted by 1 / (V_i + A). It is the unequal-error form of James and Stein's estimator.
+    x_i - B_i (x_i - target), its variance V_i (1 - (k - l_i) / k * B_i) + 2 / (k - 2) * B_i^2 (V + A) / (V_i + A)
+    (x_i - target)^2, V the mean of V_i weighted by W_i = 1 / (V_i + A). l_i = k W_i / sum W is what estimate i weighs in
+    the target: one that is most of the mean is drawn to little else than itself and gains no precision by it. It is the
+    unequal-error form of James and Stein's estimator.
 
     Args:
         estimates: float[k]; fewer than three are left as they are.
         errors: float[k], standard errors > 0.
-        target: what they are drawn to.
+        target: what they are drawn to: their mean, weighted by precision or nearly so.
 
     References:
-        Morris (1983). Parametric empirical Bayes inference: theory and applications. JASA 78(381), section 5 (no
-        regression coefficient is fitted: r = 0).
+        Morris (1983). Parametric empirical Bayes inference: theory and applications. JASA 78(381), section 5.
         James, Stein (1961). Estimation with quadratic loss. Fourth Berkeley Symposium.
     """
     x, v = np.asarray(estimates, dtype=np.float64), np.asarray(errors, dtype=np.float64) ** 2
@@ -55,8 +56,9 @@ def shrink(estimates: ArrayLike, errors: ArrayLike, target: float) -> Shrunk:
     factor = (k - 2) / k * v / (v + a)
     weight = 1 / (v + a)
     usual = float((weight * v).sum() / weight.sum())
+    share = weight / weight.sum()
     doubt = 2 / (k - 2) * factor**2 * (usual + a) / (v + a)
-    return Shrunk(x - factor * off, np.sqrt(v * (1 - factor) + doubt * off**2), factor, float(np.sqrt(a)))
+    return Shrunk(x - factor * off, np.sqrt(v * (1 - (1 - share) * factor) + doubt * off**2), factor, float(np.sqrt(a)))
 
 
 def _between(squares: Floats, v: Floats) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from recsys.report.plots import BLUE, GREEN, INK, MUTED, NARROW, ORANGE, RULE, STYLE, WIDE, figure_of, svg
@@ -118,7 +119,8 @@ def agreement_svg(lift: Mapping[str, Any], narrow: bool = False) -> str:
         for at, (name, values) in enumerate(found.items()):
             for k, kind in enumerate(kinds):
                 if kind in values:
-                    _estimate(ax, kind, values[kind], -at + 0.3 - 0.6 * k / max(1, len(kinds) - 1), at == 0)
+                    _estimate(ax, kind, values[kind], -at + 0.3 - 0.6 * k / max(1, len(kinds) - 1), at == 0,
+                              lift["confidence"])
             if narrow:
                 ax.annotate(name, (0, -at + 0.38), xycoords=("axes fraction", "data"), fontsize=9, va="bottom")
         ax.set_yticks([] if narrow else [-i for i in range(len(found))], [] if narrow else list(found))
@@ -141,10 +143,12 @@ def describe_agreement(lift: Mapping[str, Any]) -> str:
     return f"Estimators of {name_of(goal)} beside each other. " + "; ".join(parts)
 
 
-def _estimate(ax: Axes, kind: str, found: tuple[float, float | None], y: float, named: bool) -> None:
+def _estimate(ax: Axes, kind: str, found: tuple[float, float | None], y: float, named: bool,
+              confidence: float) -> None:
     value, se = found
+    reach = NormalDist().inv_cdf(0.5 + confidence / 2)
     marker, colour = MARKS[kind]
     if se is not None:
-        ax.plot([value - 1.96 * se, value + 1.96 * se], [y, y], color=colour, linewidth=1.8, zorder=3)
+        ax.plot([value - reach * se, value + reach * se], [y, y], color=colour, linewidth=1.8, zorder=3)
     ax.plot([value], [y], marker, color=colour, markersize=6, zorder=4, linestyle="none",
             markerfacecolor="white" if kind == "dm" else colour, label=kind.upper() if named else None)

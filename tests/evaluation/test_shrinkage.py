@@ -44,3 +44,17 @@ def test_shrinking_lowers_the_error_and_keeps_the_coverage(spread: float) -> Non
         covered += (np.abs(made.estimate - truth) <= 1.96 * made.se).mean()
     assert better > 0
     assert covered / 2000 >= 0.94
+
+
+@pytest.mark.parametrize("share", [0.5, 0.95])
+def test_the_segment_that_is_most_of_the_data_keeps_its_coverage(share: float) -> None:
+    """Twelve segments of one lift, drawn to their own mean: the largest weighs ``share`` in it."""
+    rng, k = np.random.default_rng(4), 12
+    weights = np.append(share, np.full(k - 1, (1 - share) / (k - 1)))
+    errors = 0.02 / np.sqrt(weights)
+    covered = np.zeros(k)
+    for _ in range(1500):
+        x = 0.1 + rng.normal(0, errors)
+        made = shrink(x, errors, float((weights * x).sum()))
+        covered += np.abs(made.estimate - 0.1) <= 1.96 * made.se
+    assert (covered / 1500).min() >= 0.93
