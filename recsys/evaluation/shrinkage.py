@@ -35,9 +35,9 @@ def shrink(estimates: ArrayLike, errors: ArrayLike, target: float) -> Shrunk:
     With x_i ~ N(theta_i, V_i) and theta_i ~ N(target, A): A solves sum (x_i - target)^2 / (V_i + A) = k (0 where the
     estimates differ by less than their errors do); B_i = (k - 2) / k * V_i / (V_i + A); the estimate is
     x_i - B_i (x_i - target), its variance V_i (1 - (k - l_i) / k * B_i) + 2 / (k - 2) * B_i^2 (V + A) / (V_i + A)
-    (x_i - target)^2, V the mean of V_i weighted by W_i = 1 / (V_i + A). l_i = k W_i / sum W is what estimate i weighs in
-    the target: one that is most of the mean is drawn to little else than itself and gains no precision by it. It is the
-    unequal-error form of James and Stein's estimator.
+    (x_i - target)^2, V the mean of V_i weighted by W_i = 1 / (V_i + A). l_i = k W_i / sum W is what estimate i weighs
+    in the target: one that is most of the mean is drawn to little else than itself and gains no precision by that.
+    It is the unequal-error form of James and Stein's estimator.
 
     Args:
         estimates: float[k]; fewer than three are left as they are.
