@@ -38,7 +38,7 @@ from recsys.stage import write_json
 from recsys.training.trainer import train_model
 
 PEER = Path(__file__).parent / "peers" / "tabular.py"
-ONE, ATTENTION = "training.ensemble=1", "model.history=attention"
+ONE, MEAN = "training.ensemble=1", "model.history=mean"
 KINDS = {"dlrm": ["model.kind=dlrm"], "dcnv2": ["model.kind=dcnv2"], "finalmlp": ["model.kind=finalmlp"]}
 
 
@@ -78,9 +78,9 @@ _NETS_ROWS = [{"dim": 16, "epochs": e, "lr": 1e-3, "batch_size": 1024, "dnn_drop
 
 DATA = (
     Data("movielens",
-         {**{k: _tried([*o, ONE], ["training.epochs=3"], ["training.epochs=4"],
+         {**{k: _tried([*o, MEAN, ONE], ["training.epochs=3"], ["training.epochs=4"],
                        ["training.epochs=4", "model.dropout=0.2"]) for k, o in KINDS.items()},
-          "dlrm, attention": _tried([ATTENTION, ONE], ["training.epochs=3"], ["training.epochs=4"])},
+          "dlrm, attention": _tried([ONE], ["training.epochs=3"], ["training.epochs=4"])},
          {"LightGBM": _TREES, "DCN": _NETS, "DeepFM": _NETS,
           "DIN": [*(n for n in _NETS if "without" not in n), *_DIN]}),
     Data("criteo_attribution",
