@@ -88,6 +88,8 @@ class Stage:
     folder: Path
     rows: dict[str, int] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    resumable: Callable[[], bool] = lambda: False
+    """Asked when a resumable stage ends in an error: is there something to go on from, not to be cleared away?"""
 
     def path(self, name: str) -> Path:
         """A path inside the output folder; its parent exists."""
@@ -156,7 +158,8 @@ def run_stage(
     try:
         build(stage)
     except RecsysError:
-        shutil.rmtree(partial, ignore_errors=True)
+        if not (resume and stage.resumable()):
+            shutil.rmtree(partial, ignore_errors=True)
         raise
     except Exception:
         if not resume:

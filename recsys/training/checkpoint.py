@@ -172,6 +172,8 @@ class Checkpoints:
         if state.best_checkpoint is not None:
             folder = self._folder / state.best_checkpoint
             self._load(SafetensorsReader(folder, read_manifest(folder)), _weights(model))
+            if model.embeddings is not None:
+                model.embeddings.loaded()
 
     def _load(self, reader: SafetensorsReader, targets: dict[str, Any]) -> None:
         # Every rank reads what it holds; there is nothing to agree on.

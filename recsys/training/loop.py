@@ -127,6 +127,9 @@ class TrainingRun:
         self._sums.zero_()
         state.done = state.done or state.epoch >= self.config.epochs
         self._save()
+        # Asked of all ranks whatever the step: a SIGTERM during the evaluation must not wait for another epoch.
+        if self.world.all_reduce_sum(np.array([self._stop.asked], np.int64))[0]:
+            raise Stopped(f"SIGTERM: saved after epoch {state.epoch:,} ({state.name})")
 
     def _evaluate(self, line: dict[str, Any] | None = None) -> bool:
         """Measure on the validation slice: is this the best so far, is it time to stop?
@@ -175,15 +178,15 @@ class TrainingRun:
     def _settle(self) -> None:
         """Bring the state's sums and clocks up to the last step; all ranks together."""
         state = self.state
-        loss, trials, rows = self.world.all_reduce_sum(
-            np.array([*self._sums.tolist(), self._rows], np.float64)).tolist()
+        loss, trials, rows, stalled = self.world.all_reduce_sum(
+            np.array([*self._sums.tolist(), self._rows, self._batches.stalled / self.world.size], np.float64)).tolist()
         if not np.isfinite(loss):
             raise RecsysError(f"training diverged in epoch {state.epoch}: the loss is not finite; lower "
                               f"training.dense_lr ({self.config.dense_lr}) or training.sparse_lr "
                               f"({self.config.sparse_lr}), or set training.clip_norm")
         now = time.perf_counter()
         state.loss, state.trials, state.samples = loss, trials, state.samples + int(rows)
-        state.seconds, state.stalled = state.seconds + now - self._clock, state.stalled + self._batches.stalled
+        state.seconds, state.stalled = state.seconds + now - self._clock, state.stalled + stalled
         self._clock, self._rows, self._batches.stalled = now, 0, 0.0
 
     def _tell(self) -> None:

@@ -41,6 +41,7 @@ Content = tuple[list[str], np.ndarray]
 Semantic = tuple[ResidualQuantiser, np.ndarray]
 """Ad ids, and their content vectors float [n, d]."""
 
+_CHECKPOINTS = "checkpoint"
 _EVALUATION_BATCH = 4096  # activations that stay in a CPU's cache
 _TRAIN_METRIC_ROWS = 1 << 15
 _USAGE = 2  # form of the usage row; models whose row is of an older form are trained again
@@ -93,6 +94,8 @@ def train_model(split_dir: str | Path, model: ModelConfig, training: TrainingCon
         _train(stage, split_dir, model, training, seed, content, semantic, world, name, test, watch)
 
     world.run_stage("train", out, config=config, inputs=inputs, build=build)
+    if world.is_main:  # only now: a kill before the folder has its name goes on from them
+        shutil.rmtree(out / _CHECKPOINTS, ignore_errors=True)
     return dict(world.from_main(lambda: json.loads((out / "metrics.json").read_text())))
 
 
@@ -105,6 +108,9 @@ def _train(stage: Stage, split_dir: str | Path, model: ModelConfig, training: Tr
            content: Content | None, semantic: Semantic | None, world: World, name: str, test: bool,
            watch: Watch | None) -> None:
     started = time.perf_counter()
+    # An error after hours of training (a lost rank, storage that hiccups, a number of ranks that does not fit) must not
+    # cost what was saved.
+    stage.resumable = lambda: any((stage.folder / _CHECKPOINTS).glob("*/*"))
     if world.device.type == "cpu":
         keep_freed_memory()
     matrix = transform = None
@@ -123,7 +129,7 @@ def _train(stage: Stage, split_dir: str | Path, model: ModelConfig, training: Tr
     models, states = [m for m, _ in members], [s for _, s in members]
     metrics = _metrics(models, data, world)
     total = time.perf_counter() - started
-    metrics |= _account(models[0], states, training, world.device, total, fitting)
+    metrics |= _account(models[0], states, training, world, total, fitting)
     save_bundle(stage.folder, models, data.encoder, model, name, matrix, transform,
                 None if semantic is None else semantic[0], {"seed": seed, "training": training.model_dump(mode="json")},
                 writes=world.is_main)
@@ -136,7 +142,6 @@ def _train(stage: Stage, split_dir: str | Path, model: ModelConfig, training: Tr
     stage.facts = {"samples_per_second": metrics["samples_per_second"]}
     if data.test is not None:
         stage.rows["test"], stage.facts["test"] = data.test.rows, metrics["test"]
-    shutil.rmtree(stage.folder / "checkpoint")
     if "test" in metrics and metrics["test"]["auc"] is None:
         log.warning("%s: all labels of the test part are alike: AUC and normalized entropy are undefined", name)
     log.info("%s: %s", name, _describe(metrics))
@@ -154,7 +159,7 @@ def _train_member(stage: Stage, data: TrainingData, model: ModelConfig, training
         for line in plan_lines(_plan(ranker)):
             log.info("%s", line)
     optimizer = make_optimizer(ranker, training)
-    checkpoints = Checkpoints(stage.path(f"checkpoint/member-{member}"), world, training.keep_checkpoints)
+    checkpoints = Checkpoints(stage.path(f"{_CHECKPOINTS}/member-{member}"), world, training.keep_checkpoints)
     found = checkpoints.latest()
     state = TrainState(lanes=training.lanes or world.size) if found is None else found.state
     loader = StreamLoader(data.train, data.keys, training.batch_size, training.shuffle_window, own_seed, state.lanes,
@@ -216,12 +221,16 @@ def _in_order(source: ParquetSource, data: TrainingData, world: World) -> Stream
     return StreamLoader(source, data.keys, _EVALUATION_BATCH, lanes=world.size, rank=world.rank, world=world.size)
 
 
-def _account(model: Ranker, states: list[TrainState], training: TrainingConfig, device: torch.device, total: float,
+def _account(model: Ranker, states: list[TrainState], training: TrainingConfig, world: World, total: float,
              fitting: float) -> dict[str, Any]:
-    """How the time went: speeds of the training loop alone, and the usage row that money is booked from."""
+    """How the time went: speeds of the training loop alone, and the usage row that money is booked from.
+
+    The row's seconds are those of all devices together.
+    """
+    device = world.device
     seconds, samples = max(sum(s.seconds for s in states), 1e-9), sum(s.samples for s in states)
     flops = 3 * model.flops_per_row() * samples  # backward costs twice the forward pass
-    share = min(flops / seconds / matmul_ceiling(device.type, training.precision), 1.0)
+    share = min(flops / seconds / (world.size * matmul_ceiling(device.type, training.precision)), 1.0)
     return {
         "samples_per_second": samples / seconds,
         "input_stall_share": sum(s.stalled for s in states) / seconds,
@@ -229,7 +238,7 @@ def _account(model: Ranker, states: list[TrainState], training: TrainingConfig, 
         "seconds": total, "fitting_seconds": fitting,
         "epochs": [s.epochs for s in states], "evaluations": [s.evaluations for s in states],
         "best_epoch": [s.best_epoch for s in states],
-        "usage": {"stage": "train", "seconds": max(total, seconds), "device": device.type,
+        "usage": {"stage": "train", "seconds": world.size * max(total, seconds), "device": device.type,
                   "device_name": device_name(device.type), "samples": samples, "flops": flops, "utilisation": share},
     }
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -15,7 +16,7 @@ import torch
 
 from recsys.config import ModelConfig, TrainingConfig
 from recsys.content.device import device_name
-from recsys.errors import InputError, RecsysError
+from recsys.errors import InputError, RecsysError, Stopped
 from recsys.ledger import book, load_card
 from recsys.training import trainer
 from recsys.training.checkpoint import Checkpoints
@@ -265,6 +266,51 @@ def test_unknown_device_is_refused(split: Path, tmp_path: Path) -> None:
 def test_hash_of_content_is_part_of_the_key() -> None:
     ids, vectors = toy_content()
     assert trainer._hash((ids, vectors)) != trainer._hash((ids, vectors + 1))
+
+
+def test_an_error_after_training_costs_no_checkpoint(split: Path, tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = _train(split, tmp_path / "whole")
+    real, steps = trainer.evaluate, []
+
+    def breaks(models: list, *args: object) -> object:
+        if len(args) == 3:  # the metrics at the end tell how many rows
+            raise InputError("storage that hiccups")
+        return real(models, *args)
+
+    monkeypatch.setattr(trainer, "evaluate", breaks)
+    with pytest.raises(InputError, match="hiccups"):
+        _train(split, tmp_path / "out")
+    assert list(tmp_path.glob(".out.*.partial/checkpoint/member-0/*"))
+    monkeypatch.setattr(trainer, "evaluate", real)
+    monkeypatch.setattr(trainer.PlainStepper, "run", lambda *_: steps.append(1) or iter(()))
+    assert _train(split, tmp_path / "out")["test"] == whole["test"]
+    assert not steps  # nothing was trained again
+    assert not list((tmp_path / "out").glob("checkpoint"))
+
+
+def test_sigterm_during_the_evaluation_stops_after_it(split: Path, tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    real = trainer.evaluate
+
+    def asked(*args: object) -> object:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(trainer, "evaluate", asked)
+    with pytest.raises(Stopped, match="after epoch 1"):
+        _train(split, tmp_path / "out")
+    assert list(tmp_path.glob(".out.*.partial/checkpoint/member-0/*"))
+
+
+def test_tables_are_told_of_the_best_weights(split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache over the tables would else go on serving the last epoch's rows."""
+    from recsys.models.embeddings.fused import FusedEmbeddings
+
+    told: list[int] = []
+    monkeypatch.setattr(FusedEmbeddings, "loaded", lambda self: told.append(1))
+    _train(split, tmp_path / "out")
+    assert told == [1]
 
 
 @pytest.mark.slow

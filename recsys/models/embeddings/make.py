@@ -59,6 +59,9 @@ def _check(backend: str, tables: list[Table], options: SparseOptions, device: to
     if unknown:
         raise InputError("no such embedding table", column=f"training.tables.{unknown[0]}", got=unknown[0],
                          expected=f"one of {', '.join(t.name for t in tables)}")
+    if parallel.uvm_caching is not None and (backend != "sharded" or device.type != "cuda"):
+        raise InputError("unified memory needs a GPU and the sharded backend", column="training.parallel.uvm_caching",
+                         got=f"{backend} on {device.type}", expected="null, or model.embeddings: sharded on a GPU")
     if backend == "dense":
         return
     if options.l2:
@@ -73,6 +76,3 @@ def _check(backend: str, tables: list[Table], options: SparseOptions, device: to
     if backend == "fused" and ranks > 1:
         raise InputError("the fused backend serves one rank", column="model.embeddings", got=f"{ranks} ranks",
                          expected="sharded or auto (or dense, for small tables)")
-    if parallel.uvm_caching is not None and (backend == "fused" or device.type != "cuda"):
-        raise InputError("unified memory needs a GPU and the sharded backend", column="training.parallel.uvm_caching",
-                         got=f"{backend} on {device.type}", expected="null, or model.embeddings: sharded on a GPU")
