@@ -33,7 +33,7 @@ def boosted(train: pa.Table, test: pa.Table) -> tuple[str, dict[str, float]]:
         from lightgbm import LGBMClassifier
 
         name = "lightgbm"
-        model = LGBMClassifier(n_estimators=150, learning_rate=0.05, num_leaves=31, verbose=-1, random_state=0)
+        model = LGBMClassifier(n_estimators=100, learning_rate=0.05, num_leaves=15, verbose=-1, random_state=0)
         model.fit(x, y, categorical_feature=list(range(len(FEATURES))))
     else:
         from sklearn.ensemble import HistGradientBoostingClassifier
