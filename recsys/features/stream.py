@@ -60,7 +60,8 @@ class StreamLoader:
         keys: feature names of the KeyedJaggedTensor.
         batch_size: rows of a batch over all ranks; batches of a lane differ by at most one row.
         window: rows shuffled together over all lanes; 0: the order of the file. Windows are whole row groups (or the
-            lane's part of them); the first two of a lane are smaller, so that an epoch starts soon.
+            lane's part of them). Rows that fit into one are one; else the first two of a lane are smaller, so that an
+            epoch starts soon.
         seed: with the epoch's number it decides the order.
         lanes: parts that the rows are dealt to; a multiple of ``world``.
         rank, world: this process and their number; it serves the lanes rank, rank + world, ...
@@ -120,7 +121,7 @@ class StreamLoader:
         begin, end = self.rows * lane // self.lanes, self.rows * (lane + 1) // self.lanes
         stops = np.cumsum(counts[order])
         found: list[_Window] = []
-        wanted = 0
+        wanted, whole = 0, self.window // self.lanes
         for at in range(int(np.searchsorted(stops, begin, "right")), len(order)):
             group, stop = int(order[at]), int(stops[at])
             start = stop - int(counts[group])
@@ -131,7 +132,7 @@ class StreamLoader:
                 continue
             if not found or found[-1].stop - found[-1].start >= wanted:
                 place = found[-1].stop if found else 0
-                wanted = (self.window // self.lanes) >> max(2 - len(found), 0)
+                wanted = whole >> (max(2 - len(found), 0) if end - begin > whole else 0)
                 found.append(_Window(lane, len(found), place, place))
             found[-1].pieces.append((group, first, last))
             found[-1].stop += last - first
