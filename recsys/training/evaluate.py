@@ -37,7 +37,7 @@ def evaluate(models: Sequence[Ranker], loader: StreamLoader, world: World,
             logits = mean_logits(models, even.to(world.device))[: len(batch)]
             weight = batch.weight.numpy()[:, None].astype(np.float64)
             metrics.update(logits, batch.trials.numpy() * weight, batch.successes.numpy() * weight,
-                           _numpy(getattr(batch, "user", None)), _numpy(getattr(batch, "surface", None)))
+                           _numpy(batch.user), _numpy(batch.surface))
     metrics.reduce(world)
     return [metrics.result(head) for head in range(heads)]
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from recsys.features.integers import splitmix64
 from recsys.training.grouping import ascending, starts_of_runs
 
 ROWS = 1 << 21
@@ -124,11 +125,8 @@ def auc_by_group(group: np.ndarray, logits: np.ndarray, hits: np.ndarray,
 def _chosen(user: np.ndarray, halvings: int) -> np.ndarray:
     if not halvings:
         return np.ones(len(user), bool)
-    # The finaliser of SplitMix64 (Steele et al. 2014): ids that are not hashes yet are spread, too.
-    x = user.view(np.uint64)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray((x ^ (x >> np.uint64(31))) >> np.uint64(64 - halvings) == 0)
+    # Mixed once more: ids that are not hashes yet are spread, too.
+    return np.asarray(splitmix64(user.view(np.uint64)) >> np.uint64(64 - halvings) == 0)
 
 
 def _kept(part: dict[str, np.ndarray], halvings: int) -> dict[str, np.ndarray]:

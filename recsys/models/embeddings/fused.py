@@ -85,10 +85,6 @@ class FusedEmbeddings(Embeddings):
                 group["lr"] = factor * lr
             optimizer.zero_grad()  # hands the rate to the kernel
 
-    def step(self) -> None:
-        """Backward has updated the rows."""
-        super().step()
-
     def weights(self) -> dict[str, torch.Tensor]:
         """See :class:`Embeddings`."""
         found = {n: b.weight.data for bags in self._bags for n, b in bags.embedding_bags.items()}
