@@ -238,6 +238,34 @@ def choose_interval(ess: float, effective_clicks: float, clusters: int, sizes: S
     return Choice("betting", "exploratory", facts)
 
 
+ASKED: tuple[Method, ...] = ("betting", "t", "bootstrap", "el")  # methods that may be asked for by name
+
+
+def asked_for(choice: Choice, method: str) -> Choice:
+    """The rule's choice, or the method that somebody asked for by name.
+
+    Betting is safe at any evidence. The others hold where events are many: there they are given, but as exploratory,
+    since nobody picked them before the results; elsewhere they cover less than they say (docs/certification.md).
+
+    Args:
+        choice: :func:`choose_interval`'s.
+        method: ``auto``, or one of :data:`ASKED`.
+
+    Raises:
+        Refused: the evidence is too little for that method.
+    """
+    if method in ("auto", choice.method):
+        return choice
+    if method == "betting":
+        return replace(choice, method="betting")
+    if method not in ASKED:
+        raise InputError("no such interval", got=method, expected=", ".join(("auto", *ASKED)))
+    if choice.method != "t+el":
+        raise Refused(f"{choice.reason}: at this evidence a {method} interval covers less than it says; ask for auto "
+                      "or betting, or log more")
+    return Choice(method, "exploratory", f"{choice.reason}; {method} was asked for by name")  # type: ignore[arg-type]
+
+
 def interval(
     sums: ClusterSums, choice: Choice, confidence: float = 0.95, draws: int = 2000, seed: int = 0,
     null: float | None = None,

@@ -141,6 +141,22 @@ def test_too_little_evidence_is_refused(ess, clicks, clusters):
         intervals.choose_interval(ess, clicks, clusters)
 
 
+def test_a_method_asked_for_by_name_never_says_more_than_the_rule():
+    many, few = (intervals.choose_interval(20_000, clicks, 500) for clicks in (400, 40))
+    assert intervals.asked_for(many, "auto") is many
+    for method in ("t", "bootstrap", "el"):
+        made = intervals.asked_for(many, method)
+        assert (made.method, made.label) == (method, "exploratory")
+        assert "asked for by name" in made.reason
+    assert intervals.asked_for(few, "el") is few
+    for method in ("t", "bootstrap"):
+        with pytest.raises(Refused, match="covers less than it says; ask for auto"):
+            intervals.asked_for(few, method)
+    assert intervals.asked_for(many, "betting").label == "confirmatory"
+    with pytest.raises(InputError, match="no such interval"):
+        intervals.asked_for(many, "wald")
+
+
 def test_bootstrap_of_counts_is_the_bootstrap_of_clusters():
     """Rare clicks: drawing how often each distinct pair of sums comes is the same law as drawing clusters."""
     rng = np.random.default_rng(7)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from recsys.errors import Refused
-from recsys.evaluation.intervals import Choice, choose_interval, t_interval
+from recsys.evaluation.intervals import Choice, asked_for, choose_interval, t_interval
 from recsys.evaluation.intervals import interval as make_interval
 from recsys.evaluation.offpolicy.estimators import ESTIMATORS, SLATE
 from recsys.evaluation.offpolicy.rows import MAX_GAP, require_unit_weight
@@ -22,9 +21,9 @@ def answer(totals: Totals, method: str = "auto", confidence: float = 0.95, draws
 
     Args:
         totals: sums over the whole log.
-        method: ``auto`` or ``betting``.
+        method: ``auto``, or a method of :func:`recsys.evaluation.intervals.asked_for`.
         confidence: coverage aimed at.
-        draws: bootstrap draws.
+        draws: of a bootstrap, where that is the method.
         seed: of orders and draws.
 
     Raises:
@@ -33,8 +32,7 @@ def answer(totals: Totals, method: str = "auto", confidence: float = 0.95, draws
     facts = totals.facts()
     choice = choose_interval(totals.ess, totals.effective_clicks, totals.units, totals.sizes)
     require_unit_weight(facts, "target")
-    if method == "betting":
-        choice = replace(choice, method="betting")
+    choice = asked_for(choice, method)
     gap = facts["support_gaps"]
     if gap > MAX_GAP:
         raise Refused(f"the target puts {100 * gap:.2f} % of its probability on ads that this log never shows: nothing "

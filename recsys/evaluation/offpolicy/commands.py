@@ -30,18 +30,20 @@ def ope(
     features: Annotated[str | None, typer.Option(help="Comma-separated context columns of a fitted outcome model. "
                                                       "Default: the log's columns outside the contract.")] = None,
     clusters: Annotated[Path | None, typer.Option(help="Parquet of ad_id and cluster, for mips.")] = None,
-    interval: Annotated[str, typer.Option(help="auto (the evidence decides) or betting (safe, wide).")] = "auto",
+    interval: Annotated[str, typer.Option(help="auto (the evidence decides), or by name: betting (safe, wide), or "
+                                               "t, bootstrap, el: refused on little evidence.")] = "auto",
     folds: Annotated[int, typer.Option(min=2, help="Folds of the cross-fit.")] = 3,
     confidence: Annotated[float, typer.Option(min=0.5, max=0.999)] = 0.95,
-    bootstrap: Annotated[int, typer.Option(min=100, help="Bootstrap draws.")] = 1000,
+    bootstrap: Annotated[int, typer.Option(min=100, help="Draws of --interval bootstrap.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of models, draws and orders.")] = 0,
     as_json: _Json = False,
 ) -> None:
     """What would the target policy have earned on this log? Estimates with intervals, or a refusal (exit code 3)."""
+    from recsys.evaluation.intervals import ASKED
     from recsys.evaluation.offpolicy.evaluate import evaluate
     from recsys.evaluation.offpolicy.rows import METRICS
 
-    for option, got, allowed in (("--metric", metric, METRICS), ("--interval", interval, ("auto", "betting")),
+    for option, got, allowed in (("--metric", metric, METRICS), ("--interval", interval, ("auto", *ASKED)),
                                  ("--nuisance", nuisance, ("auto", "ranker", "none", "logistic", "boosting"))):
         if got not in allowed:
             raise InputError("value not allowed", file=option, got=got, expected=", ".join(allowed))

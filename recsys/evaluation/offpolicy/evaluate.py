@@ -138,7 +138,8 @@ def _expecting(policy: pa.Table, q: Floats) -> pa.Table:
 def evaluate(
     log: str | Path, target: str | Path, *, estimators: Sequence[str] | None = None, metric: Metric = "ctr",
     unit: str | None = None, nuisance: NuisanceKind = "auto", features: Sequence[str] | None = None,
-    clusters: str | Path | pa.Table | None = None, interval: Literal["auto", "betting"] = "auto", folds: int = 3,
+    clusters: str | Path | pa.Table | None = None,
+    interval: Literal["auto", "betting", "t", "bootstrap", "el"] = "auto", folds: int = 3,
     confidence: float = 0.95, draws: int = 1000, seed: int = 0, engaged_ms: float = ENGAGED_MS,
 ) -> dict[str, Any]:
     """Estimates of a target policy's value on a log, each with an interval, and diagnostics (docs/ope.md).
@@ -153,10 +154,11 @@ def evaluate(
             (scikit-learn, cross-fitted), ``none`` (q = 0); ``auto``: the ranker's where it is there, else none.
         features: context columns of the fitted model; default: the log's columns outside the contract.
         clusters: table (or Parquet file) of ``ad_id`` and ``cluster``, for MIPS.
-        interval: ``auto`` (docs/decisions/0005-intervals.md) or always ``betting``.
+        interval: ``auto`` (docs/decisions/0026-certification.md), or a method by name
+            (:func:`recsys.evaluation.intervals.asked_for`).
         folds: of the cross-fit.
         confidence: coverage aimed at.
-        draws: bootstrap draws.
+        draws: of the clustered bootstrap, where ``interval`` asks for it.
         seed: of models, draws and orders.
         engaged_ms: dwell time from which a click counts as engagement, milliseconds.
 

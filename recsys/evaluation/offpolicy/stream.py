@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from recsys.contracts import open_parquet
 from recsys.errors import InputError
+from recsys.features.integers import splitmix64
 
 WHOLE_ROWS = 3_000_000  # log and policy rows up to which everything is one batch
 BATCH_ROWS, PART_ROWS = 131_072, 1_500_000  # log rows, policy rows of a batch; about 100 bytes each
@@ -47,9 +48,7 @@ def _hash(strings: pa.Array) -> NDArray[np.uint64]:
         running = np.concatenate([np.zeros(1, np.uint64), np.cumsum((octets.astype(np.uint64) + np.uint64(1))
                                                                     * power[place])])
         made = running[offsets[1:] - offsets[0]] - running[first - offsets[0]]
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-            made = (made ^ (made >> np.uint64(shift))) * np.uint64(factor)
-    mixed: NDArray[np.uint64] = made ^ (made >> np.uint64(31))
+        mixed: NDArray[np.uint64] = splitmix64(made)
     return mixed
 
 

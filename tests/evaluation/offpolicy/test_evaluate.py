@@ -246,6 +246,22 @@ def test_biased_estimators_of_one_ad_always_have_no_interval_and_are_numbers(tmp
     assert [made["estimators"]["switch_dr"][k] for k in ("low", "high", "se")] == [None] * 3
 
 
+def test_an_interval_by_name_and_its_bootstrap_draws(tmp_path: Path):
+    log, policy = written(tmp_path, users=1500, wrong=0.7)
+    options = ("--estimators", "dr", "--interval")
+    found = {}
+    for at, more in enumerate((["t"], ["bootstrap"], ["bootstrap", "--bootstrap", "150"], ["el"])):
+        code, made = ope(log, policy, *options, *more)
+        assert (code, made["interval"], made["label"]) == (0, more[0], "exploratory")
+        assert made["estimators"]["dr"]["method"] == more[0]
+        found[at] = made["estimators"]["dr"]["high"] - made["estimators"]["dr"]["low"]
+    assert len(set(found.values())) == 4  # another number of draws, another interval
+    assert max(found.values()) < 1.2 * min(found.values())
+    code, made = ope(*written(tmp_path, users=150, seed=1), *options, "bootstrap")
+    assert code == 3
+    assert "ask for auto or betting" in made["refused"]
+
+
 def test_direct_method_alone_is_refused(tmp_path: Path):
     code, made = ope(*written(tmp_path), "--estimators", "dm")
     assert code == 3
