@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRITON_INTERPRET", "1")  # before the first kernel is defined; tests run on CPUs
 # Shared machines are noisy, so no deadline on the clock; fixed examples, so that a red run can be run again.
 settings.register_profile("shared", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("shared")

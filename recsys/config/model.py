@@ -42,6 +42,10 @@ class ModelConfig(Strict):
     content_dim: int = Field(64, ge=1, description="principal components kept of a content vector")
     heads: tuple[Literal["click", "engage", "convert"], ...] = ("click",)
     experts: int = Field(0, ge=0, description="experts of a multi-gate mixture (MMoE); 0: one shared top")
+    kernels: Literal["auto", "reference", "triton"] = Field(
+        "auto", description="auto: Triton on a GPU, the faster of what PyTorch has on a CPU; reference: plain PyTorch; "
+                            "triton: an error where it cannot run"
+    )
     penalties: tuple[float, ...] = Field(
         (30.0, 100.0, 300.0, 1e3),
         description="ridge: tried by cross-validation on training stories",

@@ -23,10 +23,10 @@ class DLRM(Ranker):
     def __init__(self, inputs: Inputs, config: ModelConfig) -> None:
         super().__init__(inputs, config)
         pairs = self.vectors * (self.vectors - 1) // 2
-        self._beside = slice(None)
+        self._beside = (0, self.vectors)
         if config.top_input == "dense":
-            self._beside = slice(self.dense_at, self.dense_at + (self.bottom is not None))
-        beside = len(range(self.vectors)[self._beside])
+            self._beside = (self.dense_at, self.dense_at + (self.bottom is not None))
+        beside = self._beside[1] - self._beside[0]
         heads = len(self.head_names)
         self.top = hidden_layers(beside * self.dim + pairs + self.matches, config.top, heads, config.experts,
                                  config.dropout)
@@ -34,8 +34,8 @@ class DLRM(Ranker):
 
     def interact(self, x_BFD: torch.Tensor, match_BM: torch.Tensor) -> torch.Tensor:
         """Logits [B, H]."""
-        return self.heads(self.top(torch.cat([x_BFD[:, self._beside].flatten(1), dot_interaction(x_BFD), match_BM],
-                                             dim=1)))
+        crossed = dot_interaction(x_BFD, *self._beside, self.config.kernels)
+        return self.heads(self.top(torch.cat([crossed, match_BM], dim=1) if self.matches else crossed))
 
     def from_format_1(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """There the dot products stood in the order (1,0), (2,0), (2,1), (3,0), ...: the top's columns move."""
@@ -43,7 +43,7 @@ class DLRM(Ranker):
         number = torch.zeros(self.vectors, self.vectors, dtype=torch.int64)
         number[rows, columns] = number[columns, rows] = torch.arange(len(rows))
         left, right = pair_order(self.vectors).unbind(1)
-        start = len(range(self.vectors)[self._beside]) * self.dim
+        start = (self._beside[1] - self._beside[0]) * self.dim
         name = "top.0.weight" if self.config.top else "heads.weight"
         moved = weights[name].clone()
         moved[:, start : start + len(rows)] = weights[name][:, start + number[left, right]]

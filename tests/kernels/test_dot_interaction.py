@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recsys.kernels.dot_interaction import dot_interaction, dot_interaction_reference, pair_order
 
+from tests.kernels.parity import compiles_and_exports, drawn, dtypes, kernels, same_as
+
 
 @given(batch=st.integers(1, 5), features=st.integers(2, 7), dim=st.integers(1, 9))
 @settings(max_examples=25, deadline=None)
@@ -18,13 +20,35 @@ def test_equals_the_definition(batch: int, features: int, dim: int) -> None:
     torch.testing.assert_close(dot_interaction_reference(x), expected)
 
 
-@given(features=st.integers(2, 9), dim=st.integers(1, 5))
-@settings(max_examples=15, deadline=None)
-def test_gradient_equals_the_oracles(features: int, dim: int) -> None:
-    x = torch.randn(4, features, dim, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(4, features * (features - 1) // 2, dtype=torch.float64)
-    grads = [torch.autograd.grad((f(x) * weight).sum(), x)[0] for f in (dot_interaction, dot_interaction_reference)]
-    torch.testing.assert_close(*grads)
+@given(batch=st.integers(0, 3), features=st.integers(1, 9), dim=st.integers(1, 20), dtype=dtypes, kernels=kernels,
+       contiguous=st.booleans(), ends=st.tuples(st.integers(0, 9), st.integers(0, 9)))
+@settings(max_examples=60)
+def test_forward_and_gradient_equal_the_oracles(batch: int, features: int, dim: int, dtype: torch.dtype, kernels: str,
+                                                contiguous: bool, ends: tuple[int, int]) -> None:
+    first, last = sorted(min(e, features) for e in ends)
+    same_as(lambda x: dot_interaction_reference(x, first, last), lambda x: dot_interaction(x, first, last, kernels),
+            [drawn((batch, features, dim), dtype, contiguous)])
+
+
+@pytest.mark.parametrize("shape", [(2, 27, 128), (1, 33, 150), (2, 64, 16)])
+def test_triton_at_the_sizes_of_use(shape: tuple[int, int, int]) -> None:
+    """More than one block of a vector; features beyond a tile's smallest side."""
+    same_as(lambda x: dot_interaction_reference(x, 3, 4), lambda x: dot_interaction(x, 3, 4, "triton"),
+            [drawn(shape, torch.float32)])
+
+
+@pytest.mark.parametrize("choice", ["auto", "triton"])
+def test_is_an_operator_of_torch_library(choice: str) -> None:
+    x = drawn((2, 5, 4), torch.float32).requires_grad_()
+    torch.library.opcheck(torch.ops.recsys.dot_interaction.default, (x, 1, 2, choice))
+    torch.library.opcheck(torch.ops.recsys.dot_interaction_backward.default,
+                          (torch.randn(2, 14), x.detach(), 1, 2, choice))
+    compiles_and_exports(lambda t: dot_interaction(t, 1, 2, choice), x)
+
+
+def test_reference_is_plain_torch() -> None:
+    x = drawn((2, 5, 4), torch.float32)
+    torch.testing.assert_close(dot_interaction(x, 0, 5, "reference"), dot_interaction_reference(x, 0, 5))
 
 
 def test_gradient() -> None:
@@ -36,9 +60,11 @@ def test_one_feature_has_no_pairs() -> None:
     assert dot_interaction(torch.randn(3, 1, 4)).shape == (3, 0)
 
 
-def test_wrong_rank_is_refused() -> None:
+def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="batch, features, dim"):
         dot_interaction(torch.randn(3, 4))
+    with pytest.raises(ValueError, match="vectors 2 to 6 of 5"):
+        dot_interaction(torch.randn(3, 5, 4), 2, 6)
 
 
 def test_bfloat16_autocast_stays_close_and_keeps_the_input_dtype_of_the_gradient() -> None:
