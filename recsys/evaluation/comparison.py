@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from recsys.evaluation.intervals import (
     effective,
     interval,
 )
+from recsys.evaluation.offpolicy.support import Reach
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,10 @@ class ArmRows:
         unadjusted: float64[n] rows of the goal without its outcome model (IPS); None where there is no model.
         headroom: metric -> float64[clusters], what a unit's rows lack to the most they could have been
             (:func:`recsys.evaluation.offpolicy.headroom`), where it is known.
+        gap: share of the arm's probability on ads that the log never shows.
+        reach: metric -> what the rows' mean leaves open because of that gap; a metric that is not named is refused
+            where there is a gap.
+        unadjusted_reach: the same of ``unadjusted``.
     """
 
     rows: dict[str, Floats]
@@ -50,6 +56,21 @@ class ArmRows:
     hits: Floats | None = None
     unadjusted: Floats | None = None
     headroom: dict[str, Floats] = field(default_factory=dict)
+    gap: float = 0.0
+    reach: dict[str, Reach] = field(default_factory=dict)
+    unadjusted_reach: Reach = Reach()  # noqa: RUF009  # frozen
+
+    def reach_of(self, metric: str) -> Reach:
+        """What the rows of a metric leave open.
+
+        Raises:
+            Refused: there is a gap, and what it could hold of this metric is not known.
+        """
+        if self.gap and metric not in self.reach:
+            raise Refused(f"{100 * self.gap:.2g} % of the probability is on ads that this log never shows, and how "
+                          f"much they could change {metric} is not bounded; evaluate a policy that shows only what the "
+                          "log shows")
+        return self.reach.get(metric, Reach())
 
     def part(self, rows: NDArray[np.int64], clusters: NDArray[np.int64], goal: str) -> ArmRows:
         """The goal's rows of a part of the log, with that part's own evidence."""
@@ -60,7 +81,7 @@ class ArmRows:
         weight = self.weight[rows]
         sizes = np.bincount(clusters).astype(np.float64), np.bincount(clusters, weight).astype(np.float64)
         return ArmRows(goals, self.choice, effective(weight), {goal: effective(self.hits[rows], clusters)}, {}, sizes,
-                       weight, self.hits[rows])
+                       weight, self.hits[rows], gap=self.gap, reach={goal: self.reach_of(goal).of(rows)})
 
 
 def randomized_choice(tests: int, units: int) -> Choice:
@@ -100,7 +121,8 @@ class Comparison:
         Raises:
             Refused: a randomised part with too few units.
         """
-        clusters = np.unique(self.clusters[rows], return_inverse=True)[1].astype(np.int64)
+        present = np.bincount(self.clusters[rows]) > 0
+        clusters = (np.cumsum(present) - 1)[self.clusters[rows]]
         arms = {name: arm.part(rows, clusters, self.goal) for name, arm in self.arms.items()}
         return replace(self, arms=arms, clusters=clusters)
 
@@ -114,6 +136,15 @@ class Comparison:
         if not np.isfinite([made.low, made.high]).all():
             raise Refused(f"the interval has no finite end ({choice.reason}): the log cannot tell this ratio at all")
         return made
+
+    def lift_of(self, above: Floats, open_above: Reach, below: Floats, open_below: Reach, choice: Choice,
+                null: float | None) -> Interval:
+        """Relative lift of one arm's rows over another's, widened by what either leaves open."""
+        made = self.ratio(above, below, choice, null)
+        if not (open_above.exact and open_below.exact):
+            made = widened(made, [self.ratio(open_above.least(above), open_below.most(below), choice, null),
+                                  self.ratio(open_above.most(above), open_below.least(below), choice, null)], null)
+        return at_least(made.shifted(-1.0), -1.0)
 
     def choice_of(self, metric: str, *names: str) -> Choice:
         """The interval rule applied to the worst of the named arms, by the metric's own events.
@@ -132,21 +163,62 @@ class Comparison:
 
         ``null`` is the lift that the p-value is about.
         """
-        choice = self.choice_of(metric, name, against)
-        made = self.ratio(self.arms[name].rows[metric], self.arms[against].rows[metric], choice, 1.0 + null)
-        return at_least(made.shifted(-1.0), -1.0)
+        arm, base = self.arms[name], self.arms[against]
+        return self.lift_of(arm.rows[metric], arm.reach_of(metric), base.rows[metric], base.reach_of(metric),
+                            self.choice_of(metric, name, against), 1.0 + null)
+
+    def unadjusted_lift(self, name: str, against: str) -> Interval:
+        """The goal's lift without outcome models (IPS), of arms that have ``unadjusted`` rows."""
+        arm, base = self.arms[name], self.arms[against]
+        assert arm.unadjusted is not None
+        assert base.unadjusted is not None
+        return self.lift_of(arm.unadjusted, arm.unadjusted_reach, base.unadjusted, base.unadjusted_reach,
+                            self.choice_of(self.goal, name, against), None)
 
     def value(self, name: str, metric: str) -> Interval:
         """An arm's own value."""
         arm = self.arms[name]
-        return at_least(self.ratio(arm.rows[metric], 1.0, self.choice_of(metric, name), None,
-                                   arm.headroom.get(metric)), 0.0)
+        rows, reach, choice = arm.rows[metric], arm.reach_of(metric), self.choice_of(metric, name)
+        headroom = arm.headroom.get(metric)
+        made = self.ratio(rows, 1.0, choice, None, headroom)
+        if not reach.exact:
+            made = widened(made, [self.ratio(x, 1.0, choice, None, headroom) for x in (
+                reach.least(rows), reach.most(rows))], None)
+        return at_least(made, 0.0)
 
     def difference(self, name: str, against: str, metric: str, relative: bool) -> Interval:
         """Difference of two arms' values, absolute, or as a difference of lifts (divided by the baseline's value)."""
-        rows = self.arms[name].rows[metric] - self.arms[against].rows[metric]
-        below: Floats | float = self.arms[self.baseline].rows[metric] if relative else 1.0
-        return self.ratio(rows, below, self.choice_of(metric, name, against, self.baseline), 0.0)
+        choice = self.choice_of(metric, name, against, self.baseline)
+        (rows, mine), (others, theirs), (base, whole) = (
+            (self.arms[n].rows[metric], self.arms[n].reach_of(metric)) for n in (name, against, self.baseline))
+        made = self.ratio(rows - others, base if relative else 1.0, choice, 0.0)
+        if mine.exact and theirs.exact and (whole.exact or not relative):
+            return made
+        ends_of = [mine.least(rows) - theirs.most(others), mine.most(rows) - theirs.least(others)]
+        below = [whole.least(base), whole.most(base)] if relative else [1.0]
+        return widened(made, [self.ratio(x, y, choice, 0.0) for x in ends_of for y in below], 0.0)
+
+
+def widened(made: Interval, extremes: Sequence[Interval], null: float | None) -> Interval:
+    """The interval of an estimate whose limit may differ from the truth: the hull over the truths that there could be.
+
+    Each of ``extremes`` covers the truth if it is the extreme one, and an end of the hull lies beyond that of any truth
+    between them (Horowitz, Manski (2000). Nonparametric analysis of randomized experiments with missing covariate and
+    outcome data. JASA 95(449)). The p-value is the largest over those truths. The standard error is stretched as the
+    interval was, so that whoever takes a multiple of it takes the gap in as well.
+    """
+    every = [made, *extremes]
+    low, high = min(e.low for e in every), max(e.high for e in every)
+    p_value = None
+    if null is not None and all(e.p_value is not None for e in every):
+        inside = min(e.estimate for e in every) <= null <= max(e.estimate for e in every)
+        p_value = 1.0 if inside else max(float(e.p_value or 0.0) for e in every)
+    se = None
+    if all(e.se is not None for e in every):
+        reached = ((made.estimate - low, made.estimate - made.low), (high - made.estimate, made.high - made.estimate))
+        se = max(float(e.se or 0.0) for e in every)
+        se *= max([1.0, *(new / old for new, old in reached if old > 0)])
+    return replace(made, low=low, high=high, p_value=p_value, se=se)
 
 
 def at_least(made: Interval, floor: float) -> Interval:

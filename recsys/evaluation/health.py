@@ -141,7 +141,8 @@ def support(gaps: Mapping[str, float], most: float) -> dict[str, Any]:
     """Health line: arms keep to ads that the log shows (``gaps``: arm -> its probability of others)."""
     worst = max(gaps, key=lambda name: gaps[name])
     return check("support", gaps[worst] <= most, f"at most {100 * gaps[worst]:.3g} % of an arm's probability "
-                 f"({worst}) is on ads that the log never shows (up to {100 * most:g} % is let pass)")
+                 f"({worst}) is on ads that the log never shows"
+                 + (" (intervals are widened by all that these could earn)" if gaps[worst] else ""))
 
 
 def split_audit(audit: dict[str, Any] | None) -> list[dict[str, Any]]:

@@ -19,12 +19,12 @@ from numpy.typing import ArrayLike
 from recsys.config import ExperimentConfig
 from recsys.errors import InputError
 from recsys.evaluation import health, offpolicy, randomized
+from recsys.evaluation.beyond import reaches
 from recsys.evaluation.comparison import ArmRows, Comparison, randomized_choice
 from recsys.evaluation.economics import economics_rows, offpolicy_events
 from recsys.evaluation.exposure import exposure_rows
 from recsys.evaluation.intervals import Floats, bootstrap_interval, choose_interval, cluster_sums, t_interval
 from recsys.evaluation.lift_json import Context, Costs, Truth, compute_lift
-from recsys.evaluation.offpolicy.rows import MAX_GAP
 from recsys.evaluation.segments import read_segments
 from recsys.stage import sha256_bytes, write_json
 
@@ -68,7 +68,8 @@ def offpolicy_lift(
 
     Raises:
         InputError: a table breaks its contract or does not cover the log; the unit is not a column.
-        Refused: unknown or reconstructed propensities, weights that do not average to 1, too little evidence.
+        Refused: unknown or reconstructed propensities, weights that do not average to 1, an arm with more than MAX_GAP
+            of its probability on ads that the log never shows, too little evidence.
     """
     offpolicy.require_not_direct(estimator)
     _require_arms(config, policies)
@@ -83,6 +84,7 @@ def offpolicy_lift(
         checks.append(health.check(f"mean weight {name}", True,
                                    f"{facts['mean_weight']:.4f} +- {facts['mean_weight_se']:.4f}, expected 1"))
         gaps[name] = facts["support_gaps"]
+        offpolicy.require_support(gaps[name], f"policy of arm {name}")
         rows: dict[str, Floats | None] = {
             m: offpolicy.pseudo_outcomes(seen, arm, m, estimator) for m in offpolicy.METRICS}
         events = offpolicy_events(seen, arm)
@@ -96,9 +98,11 @@ def offpolicy_lift(
         choice = choose_interval(facts["ess"], facts["effective_clicks"], int(seen.clusters.max()) + 1, sizes)
         arms[name] = ArmRows(made, choice, facts["ess"], events | extra_events | shelf_events,
                              {**facts, "estimator": estimator}, sizes, arm.weight, arm.weight * seen.click, unadjusted,
-                             offpolicy.headroom(seen, arm))
-    checks += [health.support(gaps, MAX_GAP), *health.exposure(log), *health.logging_loss(log), health.duplicates(log),
-               health.unit_of_analysis(log, ev.unit), *health.split_audit(audit)]
+                             offpolicy.headroom(seen, arm), gaps[name],
+                             reaches(log, seen, policy, arm, made, estimator, shelf),
+                             offpolicy.reach_of(seen, arm, ev.goal, "ips"))
+    checks += [health.support(gaps, offpolicy.MAX_GAP), *health.exposure(log), *health.logging_loss(log),
+               health.duplicates(log), health.unit_of_analysis(log, ev.unit), *health.split_audit(audit)]
     comparison = Comparison(arms, config.baseline_arm, ev.goal, seen.clusters, ev.confidence, ev.bootstrap, config.seed,
                             paired=True)
     context = Context(read_segments(log, config.decision.segments, config.decision.segment_values),

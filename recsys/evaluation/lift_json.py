@@ -18,10 +18,10 @@ from recsys.config import ExperimentConfig
 from recsys.errors import Refused
 from recsys.evaluation.aa import aa_of_sums
 from recsys.evaluation.certify.certificate import certificate
-from recsys.evaluation.comparison import NO_LIFT, Comparison, at_least, ends
+from recsys.evaluation.comparison import NO_LIFT, Comparison, ends
 from recsys.evaluation.decision import GoalTest, decide, policy_words
 from recsys.evaluation.growth import growth
-from recsys.evaluation.intervals import Choice, cluster_sums, interval, t_interval
+from recsys.evaluation.intervals import cluster_sums, t_interval
 from recsys.evaluation.segments import Segments, segment_lifts
 from recsys.evaluation.threats import NOT_CHECKED, threats
 from recsys.stage import sha256_json
@@ -65,7 +65,7 @@ def _arm_entry(c: Comparison, name: str, costs: Costs, truth: Truth | None) -> d
     if c.paired:  # off-policy: clicks that the policy is estimated to have had on the log's impressions
         entry |= {"numerator": float(arm.rows[c.goal].sum()), "denominator": len(arm.rows[c.goal])}
     if not base:
-        entry["unadjusted"] = _unadjusted(c, name, choice)
+        entry["unadjusted"] = _unadjusted(c, name)
     cost = dict(costs.get(name, {}))
     entry["cost_per_mille_usd"] = cost.pop("cost_per_mille_usd", None)
     entry["cost_per_mille_interval"] = cost.pop("cost_per_mille_interval", None)
@@ -74,7 +74,7 @@ def _arm_entry(c: Comparison, name: str, costs: Costs, truth: Truth | None) -> d
     return entry
 
 
-def _unadjusted(c: Comparison, name: str, choice: Choice) -> dict[str, Any] | None:
+def _unadjusted(c: Comparison, name: str) -> dict[str, Any] | None:
     """The lift without the outcome model (IPS), and the share of variance its model saves; None without one."""
     rows, base = c.arms[name].unadjusted, c.arms[c.baseline].unadjusted
     if rows is None or base is None:
@@ -82,7 +82,7 @@ def _unadjusted(c: Comparison, name: str, choice: Choice) -> dict[str, Any] | No
     sums = [cluster_sums(a, b, c.clusters) for a, b in ((rows, base), (c.arms[name].rows[c.goal],
                                                                        c.arms[c.baseline].rows[c.goal]))]
     try:
-        made = at_least(interval(sums[0], choice, c.confidence, c.draws, c.seed).shifted(-1.0), -1.0)
+        made = c.unadjusted_lift(name, c.baseline)
         errors = [t_interval(s, c.confidence).se for s in sums]
     except Refused:
         return None

@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from recsys.errors import InputError, Refused
 from recsys.evaluation import health, intervals
 from recsys.evaluation.lift import offpolicy_lift, randomized_lift, table_sha256, write_lift
+from recsys.evaluation.offpolicy.evaluate import evaluate
 from recsys.stage import sha256_json
 from tests.evaluation.bandit import Bandit, config
 from tests.evaluation.test_randomized import headline_tests, simulated
@@ -199,3 +201,64 @@ def test_importing_the_package_is_cheap():
     code = ("import sys, recsys.evaluation as e; assert 'scipy' not in sys.modules; e.choose_interval; "
             "assert 'torch' not in sys.modules")
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+GAP = 0.004
+
+
+def ghostly(policy: pa.Table, share: float = GAP) -> pa.Table:
+    """The policy with a share of its probability on an ad that no log shows."""
+    moved = policy.set_column(policy.column_names.index("probability"), "probability",
+                              pa.array((1 - share) * policy["probability"].to_numpy()))
+    first = policy.take(pa.array(np.flatnonzero(policy["ad_id"].to_numpy(zero_copy_only=False) == "a0")))
+    n = first.num_rows
+    ghost = {"ad_id": pa.array(["ghost"] * n), "probability": pa.array(np.full(n, share)),
+             "expected_click": pa.array(np.full(n, 0.3)), "price_per_click": pa.array(np.full(n, 2.0))}
+    return pa.concat_tables([moved, pa.table({c: ghost.get(c, first[c]) for c in policy.column_names})])
+
+
+def test_a_gap_of_support_widens_the_report_as_it_widens_recsys_ope(tmp_path):
+    table, context = BANDIT.log(2500, 0)
+    whole = {n: BANDIT.policy(n, context, wrong=0.8) for n in ("logged", "good")}
+    policies = {"logged": whole["logged"], "good": ghostly(whole["good"])}
+    made = offpolicy_lift(table, policies, config(["logged", "good"]))
+    good, plain = made["arms"]["good"], offpolicy_lift(table, whole, config(["logged", "good"]))["arms"]["good"]
+    for name, rows in (("log", table), ("good", policies["good"])):
+        pq.write_table(rows, tmp_path / f"{name}.parquet")
+    alone = evaluate(tmp_path / "log.parquet", tmp_path / "good.parquet", estimators=["dr"])["estimators"]["dr"]
+    assert alone["widened"]["above"] > 0
+    assert good["value_interval"] == pytest.approx({"low": alone["low"], "high": alone["high"]}, rel=1e-9)
+    # what such an ad could earn is a share of the baseline's value, above the sampling error of the lift
+    base = made["arms"]["logged"]["value"]
+    above, below = good["lift"]["high"] - plain["lift"]["high"], plain["lift"]["low"] - good["lift"]["low"]
+    assert above + below == pytest.approx(GAP / base, rel=0.35)
+    for clicked in (0.0, 1.0):
+        truth = (1 - GAP) * TRUTH["good"]["ctr"] + GAP * clicked
+        assert good["lift"]["low"] <= truth / TRUTH["logged"]["ctr"] - 1 <= good["lift"]["high"]
+    assert good["se"] > plain["se"]
+    assert made["arms"]["logged"]["lift"]["low"] == 0
+    assert good["unadjusted"]["lift"]["high"] > plain["unadjusted"]["lift"]["high"] + 0.5 * GAP / base
+    paid = [one["secondary"]["revenue_per_mille"]["value_interval"] for one in (good, plain)]
+    assert paid[0]["high"] > paid[1]["high"] + 1000 * GAP
+    dear = [one["secondary"]["cost_per_click"]["value_interval"] for one in (good, plain)]
+    assert dear[0]["low"] < dear[1]["low"] < dear[1]["high"] < dear[0]["high"]
+    assert good["secondary"]["diversity"]["lift"] is not None
+    check("lift", made)
+
+
+def test_a_gap_can_take_the_significance_away():
+    """Two per cent of lift, and ads unknown to the log that could earn ten: nothing is told of the sign."""
+    table, context = BANDIT.log(2500, 0)
+    policies = {n: BANDIT.policy(n, context) for n in ("logged", "good")}
+    plain = offpolicy_lift(table, policies, config(["logged", "good"]))["arms"]["good"]
+    wide = offpolicy_lift(table, policies | {"logged": ghostly(policies["logged"], 0.0099)},
+                          config(["logged", "good"]))["arms"]["good"]
+    assert plain["p_value"] < wide["p_value"]
+    assert wide["lift"]["low"] < plain["lift"]["low"] - 0.03
+
+
+def test_policies_mostly_beyond_the_log_are_refused_by_the_report_too():
+    table, context = BANDIT.log(600, 0)
+    policies = {n: BANDIT.policy(n, context) for n in ("logged", "good")}
+    with pytest.raises(Refused, match=r"policy of arm good puts 2\.00 % of its probability on ads that this log never"):
+        offpolicy_lift(table, policies | {"good": ghostly(policies["good"], 0.02)}, config(["logged", "good"]))

@@ -9,8 +9,9 @@ import numpy as np
 from recsys.errors import Refused
 from recsys.evaluation.intervals import Choice, asked_for, choose_interval, t_interval
 from recsys.evaluation.intervals import interval as make_interval
-from recsys.evaluation.offpolicy.estimators import ESTIMATORS, SLATE
-from recsys.evaluation.offpolicy.rows import MAX_GAP, require_unit_weight
+from recsys.evaluation.offpolicy.estimators import ESTIMATORS
+from recsys.evaluation.offpolicy.rows import require_unit_weight
+from recsys.evaluation.offpolicy.support import reach, require_support
 from recsys.evaluation.offpolicy.totals import Sums, Totals, agreement
 from recsys.evaluation.offpolicy.tuning import slope
 
@@ -33,11 +34,7 @@ def answer(totals: Totals, method: str = "auto", confidence: float = 0.95, draws
     choice = choose_interval(totals.ess, totals.effective_clicks, totals.units, totals.sizes)
     require_unit_weight(facts, "target")
     choice = asked_for(choice, method)
-    gap = facts["support_gaps"]
-    if gap > MAX_GAP:
-        raise Refused(f"the target puts {100 * gap:.2f} % of its probability on ads that this log never shows: nothing "
-                      f"is known of them, and no value is published beyond {100 * MAX_GAP:g} %; log more, or evaluate "
-                      "a policy nearer the logging one")
+    require_support(facts["support_gaps"], "target")
     chosen = {name: _tuned(totals, name, confidence) for name in totals.names if totals.levels(name)}
     found = {name: _entry(name, sums, level, choice, confidence, draws, seed) for name, (sums, level) in chosen.items()}
     for name, entry in found.items():
@@ -53,37 +50,13 @@ def answer(totals: Totals, method: str = "auto", confidence: float = 0.95, draws
 
 
 def _beyond_support(name: str, entry: dict[str, Any], totals: Totals) -> None:
-    """Widen an interval by what the ads that the log never shows could earn at the least and at the most.
-
-    Let g be the target's probability of such ads, E the most they can earn (rewards lie in [0, 1], or between 0 and the
-    price), m what the outcome model gives them, and S the value of the ads that the log does show. Then the truth is S
-    plus something in [0, E], and the estimators tend to
-
-    * ips: S;  dr: S + m;  snips, replay: S / (1 - g);
-    * sndr: S + m + g rho, rho the mean residual of the model on shown ads, which lies between -v and S over 1 - g (v:
-      the model's value of the target);
-    * mrdr: as dr with a model of its own, whose m is anything in [0, E];
-    * slates: a slate leaves the support at most as often as its slots together do.
-
-    That is the worst case, not a probability: ads that the log could have shown and by chance did not count as well.
-    """
+    """Widen an interval by what the ads that the log never shows could earn at the least and at the most."""
     gaps = totals.gaps.per_row(totals.rows)
-    if not gaps.mass or entry["low"] is None:
+    open_to = reach(name, gaps.mass, gaps.worst, gaps.model, totals.model_value, gaps.slots)
+    if open_to.exact or entry["low"] is None:
         return
-    low, high, g = entry["low"], entry["high"], gaps.mass
-    bottom, top = low, high + gaps.worst
-    if name in ("dr", "cascade_dr"):
-        bottom, top = low - gaps.model, top - gaps.model
-    elif name == "mrdr":
-        bottom = low - gaps.worst
-    elif name in ("snips", "replay"):
-        bottom, top = (1 - g) * low, (1 - g) * high + gaps.worst
-    elif name == "sndr":
-        bottom = low - gaps.model - g * high / (1 - g)
-        top = top - gaps.model + g * totals.model_value / (1 - g)
-    times = gaps.slots if name in SLATE else 1
-    entry["low"] = max(0.0, low + times * (bottom - low))
-    entry["high"] = high + times * (top - high)
+    low, high = entry["low"], entry["high"]
+    entry["low"], entry["high"] = max(0.0, float(open_to.least(low))), float(open_to.most(high))
     entry["widened"] = {"below": low - entry["low"], "above": entry["high"] - high}
 
 

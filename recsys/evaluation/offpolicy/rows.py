@@ -10,12 +10,12 @@ from recsys.errors import Refused
 from recsys.evaluation.intervals import Floats, t_interval
 from recsys.evaluation.offpolicy.estimators import ESTIMATORS, Outcomes
 from recsys.evaluation.offpolicy.join import Joined, Log
-from recsys.evaluation.offpolicy.totals import Gaps, Totals, agreement
+from recsys.evaluation.offpolicy.support import MAX_GAP, Gaps, Reach, reach
+from recsys.evaluation.offpolicy.totals import Totals, agreement
 
 Metric = Literal["ctr", "engagement", "revenue_per_mille"]
 METRICS: tuple[Metric, ...] = ("ctr", "engagement", "revenue_per_mille")
 WEIGHT_SE = 3.0
-MAX_GAP = 0.01  # of the target's probability on ads that were never shown
 
 
 def reward_model(
@@ -54,18 +54,38 @@ def outcomes_of(log: Log, arm: Joined, metric: Metric = "ctr", engaged_share: fl
 def gaps_of(log: Log, arm: Joined, metric: Metric = "ctr", engaged_share: float | None = None) -> Gaps:
     """What the policy does beyond the log's support, in the metric's own unit; at most 1 is earned by a click or an
     engagement, and the ad's price (if it is clicked) by revenue."""
-    mass, model, worst = float(arm.gap_mass.sum()), 0.0, 0.0
+    worst, model = _gap_rows(log, arm, metric, engaged_share)
+    return Gaps(float(arm.gap_mass.sum()), float(worst.sum()), float(model.sum()), log.slots)
+
+
+def _gap_rows(log: Log, arm: Joined, metric: Metric, engaged_share: float | None = None) -> tuple[Floats, Floats]:
+    """Per row: the most that ads beyond the support can earn, and what the outcome model gives them."""
+    none = np.zeros(len(log))
     if metric == "revenue_per_mille":
-        worst = 0.0 if arm.gap_price is None else 1000 * float(arm.gap_price.sum())
-        model = 0.0 if arm.gap_q_price is None else 1000 * float(arm.gap_q_price.sum())
-    elif arm.gap_q is not None:
-        made = reward_model(log, arm, metric, engaged_share)
-        scale = 1.0
-        if metric == "engagement" and log.engaged is not None and made is not None:
-            scale = engaged_share if engaged_share is not None else float(
-                log.engaged.sum() / max(1.0, log.click.sum()))
-        model = scale * float(arm.gap_q.sum())
-    return Gaps(mass, worst if metric == "revenue_per_mille" else mass, model, log.slots)
+        return (none if arm.gap_price is None else 1000 * arm.gap_price,
+                none if arm.gap_q_price is None else 1000 * arm.gap_q_price)
+    if arm.gap_q is None:
+        return arm.gap_mass, none
+    scale = 1.0
+    if metric == "engagement" and log.engaged is not None:
+        scale = engaged_share if engaged_share is not None else float(log.engaged.sum() / max(1.0, log.click.sum()))
+    return arm.gap_mass, scale * arm.gap_q
+
+
+def reach_of(log: Log, arm: Joined, metric: Metric = "ctr", estimator: str = "dr") -> Reach:
+    """What :func:`pseudo_outcomes` of the same arguments leave open beyond the log's support, by row."""
+    mass = float(arm.gap_mass.mean())
+    made = reward_model(log, arm, metric) if mass > 0 else None
+    if made is None:
+        return Reach()
+    worst, model = _gap_rows(log, arm, metric)
+    return reach(estimator, mass, worst, model, 0.0 if made[2] is None else float(made[2].mean()), log.slots)
+
+
+def constant_reach(arm: Joined, usual: float) -> Reach:
+    """The same of the doubly robust estimate of a rate that every ad is taken to have (hides, conversions)."""
+    mass = float(arm.gap_mass.mean())
+    return reach("dr", mass, arm.gap_mass, usual * arm.gap_mass)
 
 
 def pseudo_outcomes(

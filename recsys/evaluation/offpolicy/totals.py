@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from recsys.errors import Refused
 from recsys.evaluation.intervals import ClusterSums, Floats, effective, t_interval
 from recsys.evaluation.offpolicy.estimators import ESTIMATORS, Outcomes, clip
+from recsys.evaluation.offpolicy.support import Gaps
 
 CLIPS = (2.0, 5.0, 10.0, 20.0, 50.0)
 AGREE_SE, SAME = 3.0, 1e-9
@@ -40,31 +41,6 @@ class Sums:
     def ratio(self) -> ClusterSums:
         """As the interval functions take it."""
         return ClusterSums(self.influence, self.size, self.influence + self.headroom)
-
-
-@dataclass(frozen=True)
-class Gaps:
-    """What the target does beyond the log's support, summed over rows: the probability it puts on ads never shown.
-
-    Attributes:
-        mass: that probability.
-        worst: the same times the most that such an ad can earn (rewards are not negative).
-        model: the same times what the outcome model says it earns.
-        slots: one more than the largest slot: how often a slate can leave the support.
-    """
-
-    mass: float = 0.0
-    worst: float = 0.0
-    model: float = 0.0
-    slots: int = 1
-
-    def __add__(self, other: Gaps) -> Gaps:
-        return Gaps(self.mass + other.mass, self.worst + other.worst, self.model + other.model,
-                    max(self.slots, other.slots))
-
-    def per_row(self, rows: int) -> Gaps:
-        """Means instead of sums."""
-        return Gaps(self.mass / rows, self.worst / rows, self.model / rows, self.slots)
 
 
 class Totals:
