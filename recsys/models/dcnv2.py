@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from recsys.config import ModelConfig
+from recsys.kernels.cross_layer import cross_layer
 from recsys.models.layers import Heads, hidden_layers
 from recsys.models.ranker import Inputs, Ranker
 
@@ -21,10 +22,12 @@ class CrossLayer(nn.Module):
     Args:
         width: W.
         rank: rows of V and columns of U; 0: one full matrix in their place.
+        kernels: ``ModelConfig.kernels``.
     """
 
-    def __init__(self, width: int, rank: int) -> None:
+    def __init__(self, width: int, rank: int, kernels: str = "auto") -> None:
         super().__init__()
+        self._kernels = kernels
         self.down = nn.Linear(width, rank, bias=False) if 0 < rank < width else nn.Identity()
         self.up = nn.Linear(rank if 0 < rank < width else width, width)
         # The variance of W x is that of x, as for one Xavier matrix: the layers must not blow up with their number.
@@ -35,7 +38,8 @@ class CrossLayer(nn.Module):
 
     def forward(self, x0_BW: torch.Tensor, x_BW: torch.Tensor) -> torch.Tensor:
         """The next layer's input [B, W]."""
-        return torch.addcmul(x_BW, x0_BW, self.up(self.down(x_BW)))
+        down = self.down.weight if isinstance(self.down, nn.Linear) else None
+        return cross_layer(x0_BW, x_BW, down, self.up.weight, self.up.bias, self._kernels)
 
 
 class DCNv2(Ranker):
@@ -44,7 +48,8 @@ class DCNv2(Ranker):
     def __init__(self, inputs: Inputs, config: ModelConfig) -> None:
         super().__init__(inputs, config)
         width, heads = self.vectors * self.dim + self.matches, len(self.head_names)
-        self.cross = nn.ModuleList(CrossLayer(width, config.cross_rank) for _ in range(config.cross_layers))
+        self.cross = nn.ModuleList(CrossLayer(width, config.cross_rank, config.kernels)
+                                   for _ in range(config.cross_layers))
         self.top = hidden_layers(width, config.top, heads, config.experts, config.dropout)
         self.heads = Heads((width, *config.top)[-1], heads)
 

@@ -1,0 +1,100 @@
+"""Triton version of recsys.kernels.cross_layer: the wide product with its epilogue, forward and backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from recsys.kernels.on_triton.common import autotuned, matmul
+
+_CONFIGS = [
+    triton.Config({"BM": m, "BN": n, "BK": k, "GROUP": 8}, num_warps=w, num_stages=s)
+    for m, n, k, w, s in ((64, 64, 32, 4, 3), (128, 64, 64, 4, 3), (128, 128, 32, 4, 4), (128, 128, 64, 8, 3),
+                          (64, 128, 64, 4, 4), (128, 256, 64, 8, 3), (256, 128, 64, 8, 3))
+]
+
+
+@triton.jit
+def _places(B, W, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr):
+    # Programs run in groups of GROUP blocks of rows over all columns: what they read of h and weight stays in L2.
+    program = tl.program_id(0)
+    rows, columns = tl.cdiv(B, BM), tl.cdiv(W, BN)
+    group = program // (GROUP * columns)
+    size = tl.minimum(rows - group * GROUP, GROUP)
+    within = program % (GROUP * columns)
+    return group * GROUP + within % size, within // size
+
+
+@triton.jit
+def _up(h, weight, bias, m, n, B, W, R: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    # Tile of h weight^T + bias, float32; m is int64: B R and B W may exceed 2^31
+    k = tl.arange(0, BK)
+    total = tl.zeros((BM, BN), tl.float32)
+    for start in range(0, R, BK):
+        at = start + k
+        a = tl.load(h + m[:, None] * R + at[None, :], mask=(m < B)[:, None] & (at < R)[None, :], other=0.0)
+        b = tl.load(weight + n[None, :] * R + at[:, None], mask=(n < W)[None, :] & (at < R)[:, None], other=0.0)
+        total += matmul(a, b)
+    return total + tl.load(bias + n, mask=n < W, other=0.0).to(tl.float32)[None, :]
+
+
+@autotuned(_CONFIGS, key=["W", "R"])
+@triton.jit
+def _forward(x0, x, h, weight, bias, out, B, W, R: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+             BK: tl.constexpr, GROUP: tl.constexpr):
+    row, column = _places(B, W, BM, BN, GROUP)
+    m = row.to(tl.int64) * BM + tl.arange(0, BM)
+    n = column.to(tl.int64) * BN + tl.arange(0, BN)
+    up = _up(h, weight, bias, m, n, B, W, R, BM, BN, BK)
+    at, mask = m[:, None] * W + n[None, :], (m < B)[:, None] & (n < W)[None, :]
+    first = tl.load(x0 + at, mask=mask, other=0.0).to(tl.float32)
+    found = first * up + tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + at, found.to(out.dtype.element_ty), mask=mask)
+
+
+@autotuned(_CONFIGS, key=["W", "R"])
+@triton.jit
+def _backward(grad, x0, h, weight, bias, d_x0, d_up, d_bias, B, W, R: tl.constexpr, BM: tl.constexpr,
+              BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr):
+    row, column = _places(B, W, BM, BN, GROUP)
+    m = row.to(tl.int64) * BM + tl.arange(0, BM)
+    n = column.to(tl.int64) * BN + tl.arange(0, BN)
+    up = _up(h, weight, bias, m, n, B, W, R, BM, BN, BK)
+    at, mask = m[:, None] * W + n[None, :], (m < B)[:, None] & (n < W)[None, :]
+    g = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(d_x0 + at, (g * up).to(d_x0.dtype.element_ty), mask=mask)
+    change = g * tl.load(x0 + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(d_up + at, change.to(d_up.dtype.element_ty), mask=mask)
+    # One program has this column of this block of rows: sums without atomics, the same in every run.
+    for half in tl.static_range(BM // 64):
+        part = tl.where((tl.arange(0, BM) // 64 == half)[:, None], change, 0.0)
+        block = row.to(tl.int64) * (BM // 64) + half
+        tl.store(d_bias + block * W + n, tl.sum(part, axis=0), mask=(n < W) & (block < tl.cdiv(B, 64)))
+
+
+def _grid(batch: int, width: int) -> Any:
+    return lambda tuned: (triton.cdiv(batch, tuned["BM"]) * triton.cdiv(width, tuned["BN"]),)
+
+
+def forward(x0: torch.Tensor, x: torch.Tensor, h: torch.Tensor, weight: torch.Tensor,
+            bias: torch.Tensor) -> torch.Tensor:
+    """x0 * (h weight^T + bias) + x, [B, W]."""
+    x0, x, h, weight, bias = (t.contiguous() for t in (x0, x, h, weight, bias))
+    out = torch.empty_like(x)
+    if out.numel():
+        _forward[_grid(*x.shape)](x0, x, h, weight, bias, out, *x.shape, h.shape[1])
+    return out
+
+
+def backward(grad: torch.Tensor, x0: torch.Tensor, h: torch.Tensor, weight: torch.Tensor,
+             bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of x0, of h weight^T + bias (both [B, W]) and of bias."""
+    grad, x0, h, weight, bias = (t.contiguous() for t in (grad, x0, h, weight, bias))
+    batch, width = x0.shape
+    d_x0, d_up = torch.empty_like(x0), torch.empty_like(x0)
+    parts = torch.empty((triton.cdiv(batch, 64), width), dtype=torch.float32, device=x0.device)
+    if x0.numel():
+        _backward[_grid(batch, width)](grad, x0, h, weight, bias, d_x0, d_up, parts, batch, width, h.shape[1])
+    return d_x0, d_up, parts.sum(0).to(bias.dtype)
