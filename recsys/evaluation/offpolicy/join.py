@@ -18,6 +18,7 @@ from recsys.contracts import IMPRESSIONS, POLICY, validate
 from recsys.errors import InputError
 from recsys.evaluation.columns import encode, require_column
 from recsys.evaluation.intervals import Floats
+from recsys.evaluation.offpolicy.fitted import context, require_not_fitted
 from recsys.evaluation.offpolicy.propensity import Cells, require_logged
 
 ENGAGED_MS = 10_000.0  # a click that is followed by at least this dwell time counts as engagement
@@ -66,7 +67,7 @@ def read_log(table: pa.Table, unit: str = "user_id", engaged_ms: float = ENGAGED
 
     Raises:
         InputError: a column is missing or has nulls, or there are no rows.
-        Refused: propensities are unknown, or look reconstructed from the log.
+        Refused: propensities are unknown, rounded, wrong, or look reconstructed from the log.
     """
     if table.num_rows == 0:
         raise InputError("no rows", file="log", got="0 rows", expected="at least one impression")
@@ -77,6 +78,8 @@ def read_log(table: pa.Table, unit: str = "user_id", engaged_ms: float = ENGAGED
     cells = Cells()
     cells.add(table)
     cells.require_not_reconstructed()
+    cells.require_exact()
+    require_not_fitted(table, context(table.schema))
     return log_of(table, encode(table.column(unit))[1], engaged_ms)
 
 

@@ -1,4 +1,4 @@
-"""Propensities must be logged: missing, estimated and reconstructed ones are refused."""
+"""Propensities must be logged: missing, estimated, reconstructed, rounded and wrong ones are refused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from scipy.special import chdtr, gammaln
+from scipy.special import chdtr, gammaln, ndtr
 
 from recsys.contracts import IMPRESSIONS
 from recsys.errors import Refused
@@ -18,6 +18,9 @@ CHANCE_NEAR = 1e-6  # chance that honest propensities come as near to the log's 
 # Smallest variance of a count, and fewest such counts, for that chance to mean anything. At a variance of 5 one honest
 # log in a thousand was refused: cells that are kept for having many rows miss their propensities by too little.
 MOVED, FEWEST = 12.0, 5
+COARSEST, FINEST = 2, 4  # decimals to which propensities may have been rounded, with an effect
+GRAINS, GRAIN_ERROR = 12, 0.01  # distinct values (a designer sets fewer) and mean error of a weight: from there on
+UNBALANCED, UNBALANCED_COUNT = 0.01, 30  # excess of sum 1 / p over the rows, and rows of a cell, that are looked at
 SEGMENTS, SEGMENT_VALUES = 6, 64  # columns outside the contract that are tried as segments, and their distinct values
 SUMS = ("count", "inverse", "moved", "spread")
 LOG_IT = "log the probability at the moment of choosing"
@@ -54,10 +57,12 @@ class Cells:
 
     def __init__(self) -> None:
         self._parts: dict[tuple[str, ...], list[pa.Table]] = {}
+        self._decimals, self._values = COARSEST, np.zeros(0)
 
     def add(self, table: pa.Table) -> None:
         """Add a batch with ``ad_id``, ``propensity`` and any of its :func:`segments`."""
         first, p = not self._parts, table.column("propensity").to_numpy()
+        self._look_for_grain(p)
         columns = {"p": p, "inverse": 1 / p, "moved": 1 - p, "spread": (1 - p) / p**2}
         how = [("p", "min"), ("p", "max"), ("p", "count"), *((n, "sum") for n in SUMS[1:])]
         for keys in [("ad_id",), *(("ad_id", n) for n in segments(table.schema))]:
@@ -70,6 +75,15 @@ class Cells:
                 parts.append(made.rename_columns([*keys, "low", "high", *SUMS]))
                 if len(parts) >= 32:  # many batches of the same ads: keep what is held small
                     parts[:] = [self._merged(keys)]
+
+    def _look_for_grain(self, p: NDArray[np.float64]) -> None:
+        """Find the fewest decimals that hold all propensities so far, and collect the distinct ones."""
+        while self._decimals <= FINEST:
+            scaled = p * 10**self._decimals
+            if (np.abs(scaled - np.rint(scaled)) < 1e-3 * 10**(self._decimals - FINEST)).all():  # float32 as well
+                self._values = np.union1d(self._values, np.rint(p * 10**FINEST))
+                return
+            self._decimals += 1
 
     def _merged(self, keys: tuple[str, ...]) -> pa.Table:
         how = [("low", "min"), ("high", "max"), *((n, "sum") for n in SUMS)]
@@ -99,7 +113,8 @@ class Cells:
            ads. Counted propensities (in whatever segments each ad was shown in, rounded, smoothed or jittered by a
            few per cent) miss by next to nothing, which is less than chance allows.
 
-        What neither sees: propensities of a fitted model, and logs of fewer than FEWEST ads with inexact ones.
+        What neither sees: logs of fewer than FEWEST ads with inexact ones. A fitted model's are looked for by
+        :mod:`recsys.evaluation.offpolicy.fitted`.
         """
         rows = pc.sum(self._merged(("ad_id",)).column("count")).as_py()
         if rows < 100 or self.constant:
@@ -111,12 +126,59 @@ class Cells:
                               f"reconstructed from this log, not logged by the policy that chose; {LOG_IT}")
 
 
+    def require_exact(self) -> None:
+        """Raise :class:`Refused` where propensities are rounded, or ads were shown more often than theirs allow.
+
+        1. Many distinct values, all of few decimals, that are no designed distribution (one value per ad, or per ad and
+           segment, summing to 1): weights are off by about half a unit of the last decimal over p.
+        2. The sum of 1 / p over the rows that show an ad has mean N, the rows (of a slot, of a surface), or less where
+           the ad was not always a candidate. Far more than N is too small a propensity: of another policy, of another slot, of a
+           model that does not know the surface. Where a rare p falls, the sum and its estimated variance
+           sum (1 - p) / p^2 rise together, which makes the test of the upper side a careful one.
+        """
+        tables = {keys: self._merged(keys) for keys in self._parts}
+        whole = tables["ad_id",]
+        rows, inverse = (pc.sum(whole.column(n)).as_py() for n in ("count", "inverse"))
+        error = 0.5 * 10.0**-self._decimals * inverse / rows
+        if (self._decimals <= FINEST and len(self._values) >= GRAINS and error > GRAIN_ERROR
+                and not any(_is_designed(t, keys) for keys, t in tables.items())):
+            raise Refused(f"propensities are rounded to {self._decimals} decimals ({len(self._values)} distinct "
+                          f"values): weights are off by up to {100 * error:.1f} % on average; {LOG_IT}, unrounded")
+        for keys in (("ad_id",), *(("ad_id", n) for n in ("slot", "surface"))):
+            if keys not in tables:  # other columns may say which ad was shown: known for slot and surface, not for them
+                continue
+            cells = tables[keys]
+            count, inverse, _, spread = (cells.column(n).to_numpy().astype(np.float64) for n in SUMS)
+            total = np.bincount(_groups(cells, keys), count)[_groups(cells, keys)]
+            away = (inverse - total) / np.sqrt(np.maximum(spread, 1e-300))
+            chance = ndtr(-away) * len(count)
+            wrong = (chance < CHANCE_NEAR) & (count >= UNBALANCED_COUNT) & (inverse > (1 + UNBALANCED) * total)
+            if wrong.any():
+                at = int(np.argmax(np.where(wrong, away, -np.inf)))
+                where = " and ".join(f"{k} {cells.column(k)[at].as_py()}" for k in keys)
+                raise Refused(f"propensities do not balance: {where} was shown {inverse[at] / total[at] - 1:.1%} more "
+                              f"often than its propensities say ({away[at]:.1f} standard errors): they are of another "
+                              f"policy, of another slot, or of a model; {LOG_IT}")
+
+
+def _groups(cells: pa.Table, keys: tuple[str, ...]) -> NDArray[np.int64]:
+    """Code of each cell's segment."""
+    if len(keys) == 1:
+        return np.zeros(cells.num_rows, dtype=np.int64)
+    codes: NDArray[np.int64] = cells.column(keys[1]).combine_chunks().dictionary_encode("encode").indices.to_numpy()
+    return codes.astype(np.int64)
+
+
+def _is_designed(cells: pa.Table, keys: tuple[str, ...]) -> bool:
+    """One propensity per cell, that sum to 1 in each segment: somebody may have set them."""
+    low, high = (cells.column(n).to_numpy().astype(np.float64) for n in ("low", "high"))
+    return bool((high - low < 1e-9).all() and np.allclose(np.bincount(_groups(cells, keys), low), 1.0, atol=1e-6))
+
+
 def _are_frequencies(cells: pa.Table, keys: tuple[str, ...]) -> bool:
     low, high = (cells.column(n).to_numpy().astype(np.float64) for n in ("low", "high"))
     count, inverse, moved, spread = (cells.column(n).to_numpy().astype(np.float64) for n in SUMS)
-    group = np.zeros(len(low), dtype=np.int64)
-    if len(keys) > 1:
-        group = cells.column(keys[1]).combine_chunks().dictionary_encode("encode").indices.to_numpy()
+    group = _groups(cells, keys)
     total = np.bincount(group, count)[group]
     known = moved >= MOVED  # elsewhere a count hardly varies, and says nothing
     if known.sum() >= FEWEST:

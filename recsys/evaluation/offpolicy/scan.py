@@ -14,6 +14,7 @@ from recsys.contracts import IMPRESSIONS, Contract, open_parquet, validate
 from recsys.errors import InputError, Refused
 from recsys.evaluation import health
 from recsys.evaluation.columns import require_column
+from recsys.evaluation.offpolicy.fitted import context, require_not_fitted
 from recsys.evaluation.offpolicy.propensity import Cells, require_logged, segments
 from recsys.evaluation.offpolicy.stream import BATCH_ROWS, column_hash
 from recsys.evaluation.offpolicy.totals import MAX_GROUPS
@@ -59,7 +60,7 @@ def scan(path: Path, unit: str | None, engaged_ms: float) -> Scan:
 
     Raises:
         InputError: the file is missing, damaged, empty, or breaks the contract.
-        Refused: propensities are unknown, or look reconstructed from the log.
+        Refused: propensities are unknown, rounded, wrong, or look reconstructed from the log.
     """
     file = open_parquet(path)
     names, rows = file.schema_arrow.names, file.metadata.num_rows
@@ -71,9 +72,11 @@ def scan(path: Path, unit: str | None, engaged_ms: float) -> Scan:
                              expected=f"{column.type} ({IMPRESSIONS.name})")
     if unit is not None and unit not in names:
         raise InputError("missing column", file=path, column=unit, got=sorted(names), expected=unit)
-    read = [n for n in dict.fromkeys((*READ, *KEYS, unit or "user_id", *segments(file.schema_arrow)))
+    modelled = context(file.schema_arrow) if rows <= EXACT_ROWS else []
+    read = [n for n in dict.fromkeys((*READ, *KEYS, unit or "user_id", *segments(file.schema_arrow), *modelled))
             if n in names]
     keys: list[pa.Table] = []
+    chosen: list[pa.Table] = []
     unknown = 0
     contract = Contract(IMPRESSIONS.name, tuple(c for c in IMPRESSIONS.columns if c.name in read))
     cells, offset, clicks, engaged, anonymous = Cells(), 0, 0.0, 0.0, "user_id" not in names
@@ -85,6 +88,8 @@ def scan(path: Path, unit: str | None, engaged_ms: float) -> Scan:
             for name in [n for n in ("click", "slot", unit) if n is not None and n in table.column_names]:
                 require_column(table, name, str(path))
             cells.add(table)
+            if modelled:
+                chosen.append(table.select(["ad_id", "propensity", *modelled]))
             click = table.column("click").to_numpy().astype(np.float64)
             clicks += float(click.sum())
             if "dwell_ms" in read:
@@ -94,6 +99,9 @@ def scan(path: Path, unit: str | None, engaged_ms: float) -> Scan:
             offset += len(click)
             bar.update(task, completed=offset)
     cells.require_not_reconstructed()
+    cells.require_exact()
+    if chosen:
+        require_not_fitted(pa.concat_tables(chosen), modelled)
     if 0 < unknown < rows:
         raise Refused(f"{unknown:,} of {rows:,} rows have no user_id: the rows of one user cannot be kept together; "
                       "name every row's user, or ask for another --unit")

@@ -137,7 +137,7 @@ def test_policy_that_does_not_fit_the_log_is_an_input_error():
     with pytest.raises(InputError, match="no candidate of this"):
         offpolicy.join_policy(log, policy.slice(6))
     twice = replace(policy, ad_id=["a0", "a0", *policy["ad_id"].to_pylist()[2:]])
-    shown_zero = replace(table, ad_id=["a0"] * table.num_rows)
+    shown_zero = replace(table, ad_id=["a0"] * table.num_rows, propensity=np.ones(table.num_rows))
     with pytest.raises(InputError, match="candidate listed twice"):
         offpolicy.join_policy(offpolicy.read_log(shown_zero), twice)
     with pytest.raises(InputError, match=r"column probability, row 1: value not allowed; got 1\.5"):
