@@ -212,21 +212,33 @@ app.command("certify")(certify)
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a verb; a :class:`RecsysError` becomes one line on standard error and its exit code."""
+    code = _run(arguments)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from recsys.training.world import end_rank
+
+        end_rank(code)
+    sys.exit(code)
+
+
+def _run(arguments: list[str] | None) -> int:
     try:
         app(arguments)
     except RecsysError as error:
         if not error.reported:
             typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except OSError as error:  # a full disk, a read-only folder: the user's to mend, so no traceback
         typer.echo(f"error: {error.filename or 'input/output'}: {error.strerror or error}", err=True)
-        sys.exit(1)
+        return 1
     except Stopped as stopped:
         log.warning("%s; the same command goes on from here", stopped)
-        sys.exit(stopped.exit_code)
+        return stopped.exit_code
     except KeyboardInterrupt:
         log.warning("interrupted; the same command goes on from here")
-        sys.exit(130)
+        return 130
+    except SystemExit as end:  # typer's own, after --help or a usage error, too
+        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    return 0
 
 
 if __name__ == "__main__":

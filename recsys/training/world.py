@@ -5,17 +5,20 @@
 
 from __future__ import annotations
 
+import atexit
 import datetime as dt
 import errno
 import json
+import logging
 import os
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -223,6 +226,20 @@ class World:
         """Leave the process group."""
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def end_rank(code: int) -> NoReturn:
+    """End this process, which was one of several ranks, with ``code``; everything that it wrote is on its way.
+
+    Not by ``sys.exit``: gloo's threads let go of the last collective's tensors a moment after it is done, and one that
+    does so while Python is being taken down aborts the process (pytorch/pytorch pull request 179291), which torchrun
+    takes for a failed rank.
+    """
+    logging.shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _is_connection(error: RuntimeError) -> bool:

@@ -23,13 +23,13 @@ from recsys.cli import main
 from recsys.config import ModelConfig, TrainingConfig
 from recsys.log import setup_logging
 from recsys.training.trainer import train_model
-from recsys.training.world import World
+from recsys.training.world import World, end_rank
 from recsys.errors import RecsysError
 
 torch.set_num_threads(1)
 setup_logging()
 split, out, model, training = sys.argv[1:5]
-world = World.from_environment("cpu")
+world, code = World.from_environment("cpu"), 0
 try:
     with world.together():
         train_model(Path(split), ModelConfig(**json.loads(model)), TrainingConfig(**json.loads(training)), Path(out),
@@ -37,11 +37,13 @@ try:
 except RecsysError as error:
     if not error.reported:
         print(f"error: {error}", file=sys.stderr)
-    sys.exit(error.exit_code)
+    code = error.exit_code
 except OSError as error:
     print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-    sys.exit(1)
-world.close()
+    code = 1
+else:
+    world.close()
+end_rank(code)
 """
 MODEL = {"embedding_dim": 4, "bottom": [8], "top": [16], "min_count": 1}
 TRAINING = {"epochs": 2, "batch_size": 64, "lanes": 2, "validation_share": 0.1,

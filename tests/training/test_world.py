@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -89,3 +91,12 @@ def test_environment_of_torchrun_is_what_counts() -> None:
 
 def _who(world: World) -> tuple:
     return world.rank, world.size, world.local_rank, world.local_size, world.is_main
+
+
+def test_a_rank_ends_with_its_code_whatever_its_threads_are_at() -> None:
+    """What is printed and left to ``atexit`` is done; threads that never end, as gloo's may be, are not waited for."""
+    code = ("import atexit, threading, time\nfrom recsys.training.world import end_rank\n"
+            "atexit.register(print, 'last')\nthreading.Thread(target=time.sleep, args=(600,)).start()\n"
+            "print('first')\nend_rank(3)\n")
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.returncode, ended.stdout.split()) == (3, ["first", "last"]), ended.stderr
