@@ -132,8 +132,8 @@ class Cells:
         1. Many distinct values, all of few decimals, that are no designed distribution (one value per ad, or per ad and
            segment, summing to 1): weights are off by about half a unit of the last decimal over p.
         2. The sum of 1 / p over the rows that show an ad has mean N, the rows (of a slot, of a surface), or less where
-           the ad was not always a candidate. Far more than N is too small a propensity: of another policy, of another slot, of a
-           model that does not know the surface. Where a rare p falls, the sum and its estimated variance
+           the ad was not always a candidate. Far more than N is too small a propensity: of another policy, of another
+           slot, of a model that does not know the surface. Where a rare p falls, the sum and its estimated variance
            sum (1 - p) / p^2 rise together, which makes the test of the upper side a careful one.
         """
         tables = {keys: self._merged(keys) for keys in self._parts}
