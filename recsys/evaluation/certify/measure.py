@@ -120,8 +120,8 @@ def published(sample: Sample, draws: int, seed: int) -> tuple[dict[str, Interval
     """
     totals = Totals(("ips",), len(sample.click))
     totals.add(Outcomes(sample.weight, sample.click), sample.unit)
-    facts = {"ess": totals.ess, "effective_clicks": totals.effective_clicks,
-             "top_1_percent_weight_share": totals.top_share}
+    ess, clicks, _, _ = totals.evidence()
+    facts = {"ess": ess, "effective_clicks": clicks, "top_1_percent_weight_share": totals.top_share}
     try:
         found = answer(totals, draws=draws, seed=seed)
         made = {"default": _entry(found)}

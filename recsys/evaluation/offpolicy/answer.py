@@ -10,7 +10,7 @@ from recsys.errors import Refused
 from recsys.evaluation.intervals import Choice, asked_for, choose_interval, t_interval
 from recsys.evaluation.intervals import interval as make_interval
 from recsys.evaluation.offpolicy.estimators import ESTIMATORS
-from recsys.evaluation.offpolicy.rows import require_unit_weight
+from recsys.evaluation.offpolicy.rows import require_unit_weight, unit_weight
 from recsys.evaluation.offpolicy.support import reach, require_support
 from recsys.evaluation.offpolicy.totals import Sums, Totals, agreement
 from recsys.evaluation.offpolicy.tuning import slope
@@ -31,22 +31,37 @@ def answer(totals: Totals, method: str = "auto", confidence: float = 0.95, draws
         Refused: weights do not average to 1, or too little evidence for any interval.
     """
     facts = totals.facts()
-    choice = choose_interval(totals.ess, totals.effective_clicks, totals.units, totals.sizes)
+    choice = choose_interval(*totals.evidence())
     require_unit_weight(facts, "target")
     choice = asked_for(choice, method)
     require_support(facts["support_gaps"], "target")
     chosen = {name: _tuned(totals, name, confidence) for name in totals.names if totals.levels(name)}
-    found = {name: _entry(name, sums, level, choice, confidence, draws, seed) for name, (sums, level) in chosen.items()}
+    choices = {"slot": choice} | {kind: _slate_choice(totals, kind, own, facts["support_gaps"], method)
+                                  for kind, own in facts.get("slate_weights", {}).items()}
+    found = {name: _entry(name, sums, level, choices[ESTIMATORS[name].weighs], confidence, draws, seed)
+             for name, (sums, level) in chosen.items()}
     for name, entry in found.items():
         _beyond_support(name, entry, totals)
     straight = [e for name, e in found.items() if ESTIMATORS[name].consistent]
     if straight and not any(e["low"] is not None for e in straight):
-        raise Refused(f"no interval has two finite ends ({choice.reason}): the log cannot tell this value at all; "
-                      "log more, or evaluate a policy nearer the logging one")
+        raise Refused("; ".join(dict.fromkeys(str(e["note"]) for e in straight))
+                      + f" ({choice.reason}): the log cannot tell this value at all; log more, or evaluate a policy "
+                        "nearer the logging one")
     agreeing = agreement({n: s for n, (s, _) in chosen.items() if ESTIMATORS[n].consistent})
     return {"label": choice.label, "interval": choice.method, "interval_reason": choice.reason, "units": totals.units,
             "estimators": found,
             "diagnostics": {**facts, "agreement": agreeing}}
+
+
+def _slate_choice(totals: Totals, weighs: str, facts: dict[str, Any], gap: float, method: str) -> Choice | Refused:
+    """The interval rule by the evidence of a slate's weights, whose products are far more uneven than a slot's."""
+    if not unit_weight(facts, gap * totals.gaps.slots):
+        return Refused(f"weights of a {weighs} average {facts['mean_weight']:.4f} +- {facts['mean_weight_se']:.4f} "
+                       "instead of 1")
+    try:
+        return asked_for(choose_interval(*totals.evidence(weighs)), method)
+    except Refused as refused:
+        return refused
 
 
 def _beyond_support(name: str, entry: dict[str, Any], totals: Totals) -> None:
@@ -72,7 +87,7 @@ def _tuned(totals: Totals, name: str, confidence: float) -> tuple[Sums, float | 
     return made[at], levels[at]
 
 
-def _entry(name: str, sums: Sums, level: float | None, choice: Choice, confidence: float, draws: int,
+def _entry(name: str, sums: Sums, level: float | None, choice: Choice | Refused, confidence: float, draws: int,
            seed: int) -> dict[str, Any]:
     entry: dict[str, Any] = {"estimate": sums.estimate, "low": None, "high": None, "se": None, "method": None}
     if ESTIMATORS[name].grid:
@@ -80,6 +95,10 @@ def _entry(name: str, sums: Sums, level: float | None, choice: Choice, confidenc
     if not ESTIMATORS[name].consistent:
         return {**entry, "note": "no interval: it would leave out " + (
             "the model's own error" if name == "dm" else "the bias, which the log cannot tell")}
+    if isinstance(choice, Refused):
+        return {**entry, "note": f"no interval: {choice}"}
+    if ESTIMATORS[name].weighs != "slot":
+        entry |= {"label": choice.label, "evidence": choice.reason}
     made = make_interval(sums.ratio(), choice, confidence, draws, seed)
     if not np.isfinite([made.low, made.high]).all():
         return {**entry, "note": "no interval: it has no finite end"}

@@ -82,6 +82,12 @@ class Outcomes:
     cluster_weight: Floats | None = None
     slate: Slate | None = None
 
+    def multiplier(self, weighs: str) -> Floats | None:
+        """The weight of a kind (``Estimator.weighs``), float64[n]; None where the rows lack it."""
+        if weighs == "slot" or self.slate is None:
+            return self.weight if weighs == "slot" else None
+        return self.slate.whole if weighs == "slate" else self.slate.upto
+
 
 Base = Callable[[Outcomes, float], "tuple[Floats, ...] | None"]
 Shrink = Callable[[Floats, float], Floats]
@@ -98,6 +104,8 @@ class Estimator:
             third).
         grid: values of the hyper-parameter from least biased to most, for SLOPE; empty without one.
         consistent: tends to the truth with true propensities, whatever the outcome model.
+        weighs: what multiplies a row's reward: the weight of its ``slot``, of the slate's ``prefix`` down to it, or of
+            the whole ``slate``. Bounds and evidence are those of that weight.
     """
 
     name: str
@@ -105,6 +113,7 @@ class Estimator:
     kind: str = "mean"
     grid: tuple[float, ...] = ()
     consistent: bool = True
+    weighs: str = "slot"
 
     def influence(self, columns: tuple[Floats, ...], size: Floats | float = 1.0) -> Floats:
         """Sums of the rows whose overall mean is the estimate.
@@ -245,9 +254,9 @@ ESTIMATORS: dict[str, Estimator] = {e.name: e for e in (
     Estimator("mips", _mips, consistent=False),
     Estimator("replay", _replay, "ratio"),
     Estimator("iips", _iips),
-    Estimator("sips", _sips),
-    Estimator("rips", _rips),
-    Estimator("cascade_dr", _cascade_dr),
+    Estimator("sips", _sips, weighs="slate"),
+    Estimator("rips", _rips, weighs="prefix"),
+    Estimator("cascade_dr", _cascade_dr, weighs="prefix"),
 )}
 SLATE = ("iips", "sips", "rips", "cascade_dr")
 

@@ -136,6 +136,12 @@ def diagnostics(log: Log, arm: Joined) -> dict[str, Any]:
             "agreement": agreement(straight)}
 
 
+def unit_weight(facts: dict[str, Any], short: float = 0.0) -> bool:
+    """Is the mean weight 1 within three clustered standard errors, or at most ``short`` less?"""
+    mean = facts["mean_weight"]
+    return bool(max(mean - 1.0, 1.0 - mean - short) <= WEIGHT_SE * facts["mean_weight_se"] + 1e-9)
+
+
 def require_unit_weight(facts: dict[str, Any], name: str) -> None:
     """The mean weight must be 1 within three clustered standard errors.
 
@@ -145,14 +151,13 @@ def require_unit_weight(facts: dict[str, Any], name: str) -> None:
     Raises:
         Refused: it is not.
     """
-    mean, se, gap = facts["mean_weight"], facts["mean_weight_se"], facts["support_gaps"]
-    off = max(mean - 1.0, 1.0 - mean - (gap if gap <= MAX_GAP else 0.0))
-    if off > WEIGHT_SE * se + 1e-9:
+    gap = facts["support_gaps"]
+    if not unit_weight(facts, gap if gap <= MAX_GAP else 0.0):
         raise Refused(
-            f"arm {name}: mean importance weight {facts['mean_weight']:.4f} +- {se:.4f} is more than {WEIGHT_SE:.0f} "
-            "standard errors from 1: propensities are wrong, or the policy shows ads that the log never could; "
-            "check that each propensity is the probability of the ad that was shown, in its own slot, or evaluate a "
-            "policy that shows only what the log could show"
+            f"arm {name}: mean importance weight {facts['mean_weight']:.4f} +- {facts['mean_weight_se']:.4f} is more "
+            f"than {WEIGHT_SE:.0f} standard errors from 1: propensities are wrong, or the policy shows ads that the "
+            "log never could; check that each propensity is the probability of the ad that was shown, in its own slot, "
+            "or evaluate a policy that shows only what the log could show"
         )
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from recsys.errors import Refused
 from recsys.evaluation.intervals import ClusterSums, Floats, effective, t_interval
 from recsys.evaluation.offpolicy.estimators import ESTIMATORS, Outcomes, clip
+from recsys.evaluation.offpolicy.evidence import Evidence, summed
 from recsys.evaluation.offpolicy.support import Gaps
 
 CLIPS = (2.0, 5.0, 10.0, 20.0, 50.0)
@@ -59,41 +60,35 @@ class Totals:
         self._sums: dict[Key, list[Floats]] = {}
         self.rows, self.outside, self.gaps, self.positives = 0, 0, Gaps(), 0
         self._model = 0.0
-        self._size = self._weight = self._earned = np.zeros(0)
-        self._moments = np.zeros(4)  # sum w, sum w^2, sum |w r|, sum (w r)^2
+        self._size = np.zeros(0)
+        self._evidence = {kind: Evidence() for kind in dict.fromkeys(("slot", *(ESTIMATORS[n].weighs for n in names)))}
         self._clipped = np.zeros(len(CLIPS))
         self._tail, self._top = np.zeros(0), max(1, round(0.01 * rows))
-        self.max_weight = self._largest = 0.0
+        self._largest = 0.0
 
     def add(self, outcomes: Outcomes, clusters: NDArray[np.int64], outside: int = 0,
             gaps: Gaps | None = None) -> None:
         """Add the rows of one batch; ``clusters`` are codes 0..G-1 of the whole log's units."""
         groups = max(len(self._size), int(clusters.max()) + 1)
         weight, reward = outcomes.weight, outcomes.reward
-
-        def summed(total: Floats, x: Floats | None) -> Floats:
-            part: Floats = np.bincount(clusters, x, groups).astype(np.float64)
-            part[:len(total)] += total
-            return part
-
-        self._size, self._weight = summed(self._size, None), summed(self._weight, weight)
+        self._size = summed(self._size, None, clusters, groups)
+        for kind, evidence in self._evidence.items():
+            if (multiplier := outcomes.multiplier(kind)) is not None:
+                evidence.add(multiplier, reward, clusters, groups)
         empty = np.zeros(0)
         for name in self.names:
             for level in self._levels[name]:
                 columns = ESTIMATORS[name].base(outcomes, level)
                 if columns is not None:
                     before = self._sums.get((name, level), [empty] * len(columns))
-                    self._sums[name, level] = [summed(t, x) for t, x in zip(before, columns, strict=True)]
-        earned = weight * np.abs(reward)
-        self._earned = summed(self._earned, earned)
-        self._moments += (weight.sum(), (weight * weight).sum(), earned.sum(), (earned * earned).sum())
+                    self._sums[name, level] = [summed(t, x, clusters, groups)
+                                                for t, x in zip(before, columns, strict=True)]
         residual, model = reward, 0.0
         if outcomes.q is not None and outcomes.q_policy is not None:
             residual, model = reward - outcomes.q, float(outcomes.q_policy.sum())
         self._clipped += [(clip(weight, level) * residual).sum() + model for level in CLIPS]
         tail = np.concatenate([self._tail, weight])
         self._tail = tail if len(tail) <= self._top else np.partition(tail, len(tail) - self._top)[-self._top:]
-        self.max_weight = max(self.max_weight, float(weight.max()))
         self._largest = max(self._largest, float(np.abs(reward).max()))
         self.rows += len(weight)
         self.positives += int(np.count_nonzero(reward))
@@ -111,27 +106,22 @@ class Totals:
         """Clusters that have rows."""
         return int(np.count_nonzero(self._size))
 
-    @property
-    def sizes(self) -> tuple[Floats, Floats]:
-        """Rows and weight of each unit that has rows."""
-        present = self._size > 0
-        return self._size[present], self._weight[present]
+    def evidence(self, weighs: str = "slot") -> tuple[float, float, int, tuple[Floats, Floats]]:
+        """What :func:`recsys.evaluation.intervals.choose_interval` asks of a kind of weight.
 
-    @property
-    def ess(self) -> float:
-        """(sum w)^2 / sum w^2."""
-        return float(self._moments[0] ** 2 / self._moments[1]) if self._moments[1] > 0 else 0.0
-
-    @property
-    def effective_clicks(self) -> float:
-        """(sum w |r|)^2 / sum (w r)^2, over rows or over units, whichever is less: a unit's clicks hang together."""
-        rows = float(self._moments[2] ** 2 / self._moments[3]) if self._moments[3] > 0 else 0.0
-        return min(rows, effective(self._earned))
+        Returns:
+            Effective sample size, effective clicks, units, and rows and weight of each unit. A whole slate's weight
+            stands in each of its slots, and is one all the same: its effective sample size is that of the rows over
+            the slots.
+        """
+        own, present = self._evidence[weighs], self._size > 0
+        ess = own.ess / self.gaps.slots if weighs == "slate" else own.ess
+        return ess, own.clicks, self.units, (self._size[present], own.weight[present])
 
     @property
     def top_share(self) -> float:
         """Share of the total weight that the largest 1 % of weights carry."""
-        return float(self._tail.sum() / self._moments[0]) if self._moments[0] > 0 else 0.0
+        return float(self._tail.sum() / self._evidence["slot"].total) if self._evidence["slot"].total > 0 else 0.0
 
     def levels(self, name: str) -> list[float]:
         """Hyper-parameters carried for an estimator that the rows had all it needs for; empty where they had not."""
@@ -143,11 +133,12 @@ class Totals:
         if not levels:
             return None
         columns = self._sums[name, levels[0] if level is None else level]
-        return self._grouped(ESTIMATORS[name].influence(tuple(columns), self._size))
+        made = ESTIMATORS[name]
+        return self._grouped(made.influence(tuple(columns), self._size), made.weighs)
 
-    def _grouped(self, influence: Floats) -> Sums:
+    def _grouped(self, influence: Floats, weighs: str = "slot") -> Sums:
         present = self._size > 0
-        headroom = self._largest * self._weight - self._earned
+        headroom = self._evidence[weighs].headroom(self._largest)
         columns = [x[present] for x in (influence, self._size, headroom)]
         count = len(columns[0])
         if count > MAX_GROUPS:
@@ -157,18 +148,23 @@ class Totals:
             raise Refused(f"{count} cluster(s): an interval needs at least two independent units")
         return Sums(*columns)
 
+    def weights(self, weighs: str = "slot") -> dict[str, Any]:
+        """What a kind of weight is worth; plain numbers."""
+        own, (ess, clicks, _, sizes) = self._evidence[weighs], self.evidence(weighs)
+        mean = t_interval(self._grouped(own.weight, weighs).ratio())
+        return {"ess": ess, "ess_share": ess / self.rows, "effective_units": min(map(effective, sizes)),
+                "effective_clicks": clicks, "max_weight": own.largest, "mean_weight": mean.estimate,
+                "mean_weight_se": mean.se}
+
     def facts(self) -> dict[str, Any]:
-        """Diagnostics of the weights; plain numbers."""
-        mean = t_interval(self._grouped(self._weight).ratio())
+        """Diagnostics of the weights; plain numbers. Those of slates are there where an estimator uses them."""
+        slates = {kind: self.weights(kind) for kind, own in self._evidence.items() if kind != "slot" and own.total > 0}
         return {
-            "ess": self.ess, "ess_share": self.ess / self.rows, "effective_units": min(map(effective, self.sizes)),
-            "effective_clicks": self.effective_clicks,
-            "clicks": self.positives, "max_weight": self.max_weight, "mean_weight": mean.estimate,
-            "mean_weight_se": mean.se, "top_1_percent_weight_share": self.top_share,
+            **self.weights(), "clicks": self.positives, "top_1_percent_weight_share": self.top_share,
             "shown_outside_policy": self.outside, "support_gaps": self.gaps.mass / self.rows,
             "clip_sensitivity": {f"{level:g}": float(x / self.rows)
                                  for level, x in zip(CLIPS, self._clipped, strict=True)},
-        }
+        } | ({"slate_weights": slates} if slates else {})
 
 
 def agreement(sums: dict[str, Sums]) -> dict[str, Any]:
