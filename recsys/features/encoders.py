@@ -66,6 +66,13 @@ class FeatureEncoder:
         return list(dict.fromkeys([*names, AD_TABLE] if self.content is not None else names))
 
     @property
+    def kinds(self) -> dict[str, str]:
+        """Input column -> what it holds: number | category | row (an id that is a row of its table) | list."""
+        found = {c.name: "number" for c in self.dense} | dict.fromkeys(self.sequence, "list")
+        return {n: found.get(n) or ("row" if n in self.tables and self.tables[n].kind == "identity" else "category")
+                for n in self.columns}
+
+    @property
     def dense_width(self) -> int:
         """Width of the encoded dense block."""
         return sum(c.width for c in self.dense)

@@ -11,11 +11,11 @@ from recsys.lazy import on_first_use
 
 if TYPE_CHECKING:
     from recsys.serving.batch import read_scores, score_batch
-    from recsys.serving.http import make_app, serve
+    from recsys.serving.http import ServeOptions, make_app, serve
     from recsys.serving.protocol import ScorerLike, load_scorer
 
-__all__ = ["ScorerLike", "load_scorer", "make_app", "read_scores", "score_batch", "serve"]
+__all__ = ["ScorerLike", "ServeOptions", "load_scorer", "make_app", "read_scores", "score_batch", "serve"]
 
-_HOME = {"read_scores": "batch", "score_batch": "batch", "make_app": "http", "serve": "http",
+_HOME = {"read_scores": "batch", "score_batch": "batch", "ServeOptions": "http", "make_app": "http", "serve": "http",
          "ScorerLike": "protocol", "load_scorer": "protocol"}
 __getattr__ = on_first_use(__name__, _HOME)

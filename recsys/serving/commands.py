@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from recsys.errors import RecsysError
+from recsys.errors import InputError, RecsysError
 from recsys.log import setup_logging
 
 _Model = Annotated[Path, typer.Option("--model", help="Model folder (recsys train).")]
@@ -45,17 +45,43 @@ def score(
 
 
 def serve(
-    model: _Model,
+    model: Annotated[list[str], typer.Option("--model", help="Model folder (recsys train), or folder of versions 1, 2, "
+                                                            "... of one; NAME=FOLDER to serve it under another name "
+                                                            "than ranker. May be repeated.")],
     host: Annotated[str, typer.Option(help="Address; beyond loopback a token is needed.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     token: Annotated[str | None, typer.Option(envvar="RECSYS_TOKEN", show_envvar=True,
                                                  help="Bearer token that clients must send.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share the port.")] = 1,
+    queue: Annotated[int, typer.Option(min=1, help="Most requests that wait, in each; the next is a 503.")] = 64,
+    batch_rows: Annotated[int, typer.Option(min=1, help="Most rows of waiting requests that are scored "
+                                                        "together.")] = 1024,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds after which a request that waits is dropped, where "
+                                                           "it has no Timeout-Ms.")] = 1.0,
+    drain: Annotated[float, typer.Option(min=0, help="Seconds from SIGTERM, when the service says that it is not "
+                                                     "ready, until it takes no more connections.")] = 0.0,
+    access_log: Annotated[bool, typer.Option(help="One JSON object a request on standard output.")] = True,
     device: _Device = "auto",
 ) -> None:
     """Serve scores over HTTP until SIGTERM."""
+    from recsys.serving.http import Limits, ServeOptions, Settings
     from recsys.serving.http import serve as run
 
-    run(model, host, port, token, device)
+    settings = Settings(token=token, timeout=timeout, limits=Limits(requests=queue, batch_rows=batch_rows))
+    run(ServeOptions(_models(model), host, port, workers, device, drain, access_log, settings))
+
+
+def _models(given: list[str]) -> dict[str, Path]:
+    """Name -> folder, of FOLDER or NAME=FOLDER."""
+    found: dict[str, Path] = {}
+    for text in given:
+        name, equals, folder = text.partition("=")
+        if not equals:
+            name, folder = "ranker", text
+        if name in found:
+            raise InputError("two models of one name", file="--model", got=name, expected="NAME=FOLDER")
+        found[name] = Path(folder)
+    return found
 
 
 def main(arguments: list[str] | None = None) -> None:

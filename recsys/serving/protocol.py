@@ -22,6 +22,7 @@ class ScorerLike(Protocol):
 
     Attributes:
         columns: input columns that :meth:`score` needs.
+        kinds: what they hold.
         heads: those of click, engage, convert that it answers for.
         model_id: names the model in every row of SCORES.
     """
@@ -29,6 +30,11 @@ class ScorerLike(Protocol):
     @property
     def columns(self) -> list[str]:
         """Input columns that :meth:`score` needs."""
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Column -> what it holds: ``number``, ``category`` (strings or integers), ``row`` (of a table, an integer
+        that must be there) or ``list`` (of strings)."""
 
     @property
     def heads(self) -> Sequence[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,6 @@ import orjson
 import pyarrow as pa
 
 from recsys.errors import InputError
-from recsys.serving.protocol import HEAD_COLUMNS
 
 
 def parse_rows(body: bytes, columns: list[str], max_rows: int) -> pa.Table:
@@ -61,25 +61,31 @@ def _column(rows: list[dict[str, Any]], name: str) -> pa.Array:
     return column
 
 
-def format_scores(heads: dict[str, np.ndarray], model_id: str) -> bytes:
-    """The answer ``{"model_id": ..., "scores": [{"p_click": ...}, ...]}``, in the order of the request's rows.
+def check_probabilities(heads: Mapping[str, np.ndarray]) -> None:
+    """Refuse to answer with what is no probability.
 
     Raises:
-        InputError: a row for which the model gives no probability.
+        InputError: a row for which the model gives none.
     """
     for values in heads.values():
         bad = np.flatnonzero(~((values >= 0) & (values <= 1)))
         if len(bad):
             raise InputError("no finite probability", row=int(bad[0]), got=float(values[bad[0]]),
                              expected="feature values that the model can take")
-    names = [HEAD_COLUMNS[h] for h in heads]
-    rows = zip(*(values.tolist() for values in heads.values()), strict=True)
-    scores = [dict(zip(names, row, strict=True)) for row in rows]
-    return orjson.dumps({"model_id": model_id, "scores": scores})
 
 
-def warm_up_table(columns: list[str]) -> pa.Table:
-    """One row of missing values: enough for the model to run once before it is called ready."""
-    return pa.table({name: pa.nulls(1) for name in columns})
+def format_scores(scores: Mapping[str, np.ndarray], model_id: str) -> bytes:
+    """The answer ``{"model_id": ..., "scores": [{"p_click": ...}, ...]}``, in the order of the request's rows."""
+    rows = zip(*(values.tolist() for values in scores.values()), strict=True)
+    return orjson.dumps({"model_id": model_id, "scores": [dict(zip(scores, row, strict=True)) for row in rows]})
 
 
+def warm_up_table(kinds: Mapping[str, str]) -> pa.Table:
+    """One row of missing values: enough for the model to run before it is called ready.
+
+    Args:
+        kinds: column -> its kind (:attr:`recsys.serving.protocol.ScorerLike.kinds`).
+    """
+    empty = {"number": pa.nulls(1, pa.float32()), "category": pa.nulls(1, pa.string()), "row": pa.array([0]),
+             "list": pa.nulls(1, pa.list_(pa.string()))}
+    return pa.table({name: empty[kind] for name, kind in kinds.items()})

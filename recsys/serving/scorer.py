@@ -49,6 +49,11 @@ class Scorer:
         return self._bundle.encoder.columns
 
     @property
+    def kinds(self) -> dict[str, str]:
+        """Column -> number | category | row | list (:class:`recsys.serving.protocol.ScorerLike`)."""
+        return self._bundle.encoder.kinds
+
+    @property
     def heads(self) -> list[str]:
         """Names of the outputs."""
         return list(self._bundle.heads)

@@ -1,0 +1,202 @@
+"""A route of the service, and what stands around every route: token, limits, errors, metrics, access log."""
+
+from __future__ import annotations
+
+import hmac
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from recsys.errors import InputError
+from recsys.log import log
+from recsys.serving.http.metrics import Metrics
+from recsys.serving.http.models import UnknownModelError
+from recsys.serving.http.queue import DeadlineError, QueueFullError
+
+TIMEOUT = "timeout-ms"
+_FACTS = "recsys.facts"
+_MOST_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class Route:
+    """One method of one path.
+
+    Attributes:
+        method: GET or POST.
+        path: with ``{name}`` where a part varies.
+        handler: answers a request; what it raises becomes an error body (:class:`Access`).
+        summary: one line for the API page.
+        free: asks for no token.
+        body: content type -> schema of the request's body, for the API page.
+        answer: schema of a 200, for the API page; None: it has no JSON.
+        unready: schema of a 503 that is an answer like a 200, for the API page.
+        errors: further statuses that it answers with.
+        headers: request headers that it heeds -> their schema.
+        required: a request without a body is a 400.
+    """
+
+    method: str
+    path: str
+    handler: Callable[[Request], Awaitable[Response]]
+    summary: str
+    free: bool = False
+    body: Mapping[str, Any] | None = None
+    answer: Mapping[str, Any] | None = None
+    unready: Mapping[str, Any] | None = None
+    errors: Sequence[int] = ()
+    headers: Mapping[str, Any] = field(default_factory=dict)
+    required: bool = True
+
+
+def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """An answer in JSON."""
+    return Response(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY), status, headers, "application/json")
+
+
+async def read_body(request: Request, most: int) -> bytes:
+    """The body, never more than ``most`` bytes of it in memory, whatever its Content-Length says.
+
+    Raises:
+        HTTPException: 413, or 415 for a compressed one.
+    """
+    headers = request.headers
+    if headers.get("content-encoding", "identity") != "identity":
+        raise HTTPException(415, "compressed bodies are not taken")
+    length = headers.get("content-length", "")
+    if length.isdigit() and int(length[:20]) > most:
+        raise HTTPException(413, f"body larger than {most} bytes", {"Connection": "close"})
+    pieces, size = [], 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > most:
+            raise HTTPException(413, f"body larger than {most} bytes", {"Connection": "close"})
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def timeout_of(request: Request, default: float) -> float:
+    """Seconds that the client gives us: its header ``Timeout-Ms``.
+
+    Raises:
+        InputError: not a whole number from 1 to an hour.
+    """
+    text = request.headers.get(TIMEOUT)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) < 8) or not 1 <= int(text) <= _MOST_SECONDS * 1000:
+        raise InputError("malformed header Timeout-Ms", got=text, expected="milliseconds, 1 to 3600000")
+    return int(text) / 1000
+
+
+def note(request: Request, **facts: Any) -> None:
+    """Say something about the request in its line of the access log."""
+    request.scope.setdefault(_FACTS, {}).update(facts)
+
+
+def access_line(line: Mapping[str, Any]) -> None:
+    """Write a line of the access log to standard output, whole, whichever process writes it."""
+    os.write(1, orjson.dumps(line) + b"\n")
+
+
+class Access:
+    """The ASGI app around the routes.
+
+    Args:
+        app: the router.
+        token: asked for as ``Authorization: Bearer TOKEN``, or None.
+        free: paths that ask for no token.
+        metrics: where answers are counted.
+        write: takes a line of the access log, or None.
+    """
+
+    def __init__(self, app: ASGIApp, token: str | None, free: frozenset[str], metrics: Metrics,
+                 write: Callable[[Mapping[str, Any]], None] | None) -> None:
+        self._app, self._free, self._metrics, self._write = app, free, metrics, write
+        self._wanted = None if token is None else f"Bearer {token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, sent = time.perf_counter(), {"status": 0, "bytes": 0}
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                sent["status"] = message["status"]
+            else:
+                sent["bytes"] += len(message.get("body", b""))
+            await send(message)
+
+        scope["app"] = self
+        if self._admitted(scope):
+            try:
+                await self._app(scope, receive, counted)
+            except Exception as error:
+                response = _error(error)
+                if response.status_code == 500:
+                    log.exception("%s %s failed", scope["method"], scope.get("recsys.route", "other"))
+                if not sent["status"]:
+                    await response(scope, receive, counted)
+        else:
+            await json_response({"error": "no or wrong token"}, 401, {"WWW-Authenticate": "Bearer"})(
+                scope, receive, counted)
+        seconds, route = time.perf_counter() - began, scope.get("recsys.route", "other")
+        self._metrics.requests.labels(route, sent["status"]).inc()
+        self._metrics.seconds.labels(route).observe(seconds)
+        if self._write is not None:
+            self._write(_line(scope, route, seconds, sent))
+
+    def _admitted(self, scope: Scope) -> bool:
+        if self._wanted is None or scope["path"] in self._free:
+            return True
+        given = [value for name, value in scope["headers"] if name == b"authorization"]
+        return len(given) == 1 and hmac.compare_digest(given[0], self._wanted)
+
+
+def named(route: Route) -> Callable[[Request], Awaitable[Response]]:
+    """The route's handler, which also says which route it is: a client must not be able to make up label values."""
+    async def handler(request: Request) -> Response:
+        request.scope["recsys.route"] = route.path
+        return await route.handler(request)
+
+    return handler
+
+
+def _error(error: Exception) -> Response:
+    if isinstance(error, InputError):
+        return json_response({"error": _clean(str(error))}, 400)
+    if isinstance(error, UnknownModelError):
+        return json_response({"error": str(error)}, 404)
+    if isinstance(error, QueueFullError):
+        return json_response({"error": str(error)}, 503, {"Retry-After": str(error.retry_after)})
+    if isinstance(error, DeadlineError):
+        return json_response({"error": str(error)}, 504)
+    if isinstance(error, HTTPException):
+        return json_response({"error": error.detail}, error.status_code, error.headers)
+    return json_response({"error": "internal error"}, 500)
+
+
+def _clean(text: str) -> str:
+    """JSON can say what a client's string could not (a lone surrogate)."""
+    return text.encode(errors="replace").decode()
+
+
+def _line(scope: Scope, route: str, seconds: float, sent: Mapping[str, int]) -> dict[str, Any]:
+    headers = dict(scope["headers"])
+    client = scope.get("client")
+    return {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "client": client[0] if client else None,
+            "method": scope["method"], "path": _clean(scope["path"])[:200], "route": route, "status": sent["status"],
+            "milliseconds": round(seconds * 1000, 3), "bytes": sent["bytes"],
+            "request_id": headers.get(b"x-request-id", b"")[:100].decode("latin-1") or None, "pid": os.getpid(),
+            **scope.get(_FACTS, {})}

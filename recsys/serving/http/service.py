@@ -1,0 +1,157 @@
+"""What routes work with: the models, the thread that runs them, the bounds, the metrics."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from recsys.errors import InputError
+from recsys.serving.http.control import UNLOADED, Control
+from recsys.serving.http.metrics import Metrics
+from recsys.serving.http.models import Models, Served, yield_to_others
+from recsys.serving.http.queue import Limits, ModelThread, QueueFullError
+from recsys.serving.http.routes import read_body
+from recsys.serving.protocol import HEAD_COLUMNS
+from recsys.serving.requests import check_probabilities
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Bounds of the service.
+
+    Attributes:
+        token: bearer token, or None.
+        max_body: most bytes of a body; more is a 413.
+        max_rows: most rows of a request; more is a 400.
+        max_reading: most requests whose bodies are on their way.
+        timeout: seconds after which a request that the model has not begun is dropped, where the client says nothing.
+        read_timeout: seconds in which a body must have come.
+        limits: of the queue.
+        access_log: takes the lines of the access log, or None.
+    """
+
+    token: str | None = None
+    max_body: int = 8 << 20
+    max_rows: int = 10_000
+    max_reading: int = 256
+    timeout: float = 1.0
+    read_timeout: float = 30.0
+    limits: Limits = field(default_factory=Limits)
+    access_log: Callable[[Mapping[str, Any]], None] | None = None
+
+
+class Service:
+    """One process's models and what is allowed with them.
+
+    Args:
+        models: loaded and warm.
+        settings: bounds.
+        metrics: where it counts.
+        control: where several worker processes agree on what is served.
+    """
+
+    def __init__(self, models: Models, settings: Settings, metrics: Metrics, control: Control | None = None) -> None:
+        self.models, self.settings, self.metrics = models, settings, metrics
+        self.draining = False
+        """Set when the process has been told to end: it is not ready any more, but answers what comes."""
+        self._control, self._thread = control, ModelThread(settings.limits, metrics)
+        self._loader = ThreadPoolExecutor(1, "loader", initializer=yield_to_others)
+        self._serving, self._reading = False, 0
+
+    @property
+    def ready(self) -> bool:
+        """Requests are taken."""
+        return self._serving and not self.draining and self.models.ready
+
+    def start(self) -> None:
+        """Take requests."""
+        self._thread.start()
+        self._serving = True
+        if self._control is not None:
+            self._control.follow(self.models)
+
+    async def stop(self) -> None:
+        """Take no more requests; those that wait are answered."""
+        self._serving = False
+        if self._control is not None:
+            await asyncio.to_thread(self._control.stop)
+        await asyncio.to_thread(self._thread.stop)
+        self._loader.shutdown(wait=False, cancel_futures=True)
+
+    async def body(self, request: Request, queued: bool = True) -> bytes:
+        """A request's body.
+
+        Args:
+            request: not read yet.
+            queued: it is for the model: where the queue has no room, the body is not even read.
+
+        Raises:
+            QueueFullError: no room.
+            HTTPException: the body is too large, compressed, or does not come.
+        """
+        if not self._serving:
+            raise QueueFullError("not ready")
+        if queued:
+            self._thread.check_room()
+        if self._reading >= self.settings.max_reading:
+            raise QueueFullError("too many requests being read")
+        self._reading += 1
+        try:
+            async with asyncio.timeout(self.settings.read_timeout):
+                return await read_body(request, self.settings.max_body)
+        except TimeoutError:
+            raise HTTPException(408, "the body did not come", {"Connection": "close"}) from None
+        finally:
+            self._reading -= 1
+
+    async def score(self, served: Served, table: pa.Table, timeout: float) -> dict[str, np.ndarray]:
+        """Output name -> float64 [n] probabilities, batched with other requests' rows.
+
+        Raises:
+            InputError: rows that the model cannot take; and what :meth:`ModelThread.score` raises.
+        """
+        heads = await self._thread.score(served.scorer, table, timeout)
+        check_probabilities(heads)
+        return {HEAD_COLUMNS[head]: values for head, values in heads.items()}
+
+    async def call(self, function: Callable[[], T], rows: int, timeout: float) -> T:
+        """Run a function in the model's thread, under the same bounds: for routes that do more than score rows."""
+        return await self._thread.call(function, rows, timeout)
+
+    async def load(self, name: str, version: str | None) -> Served:
+        """Serve a version (None: the latest) from now on, in every worker process; returns when they all do.
+
+        Raises:
+            UnknownModelError: no such model or version.
+            InputError: it is not a complete model folder; what was served goes on being served.
+        """
+        try:
+            served = await self._in_loader(self.models.load, name, version)
+        except InputError as error:  # a client may know the file, not where the server keeps it
+            raise InputError(error.message, file=None if error.file is None else Path(error.file).name,
+                             column=error.column, row=error.row, got=error.got, expected=error.expected) from error
+        await self._publish(name, served.version)
+        return served
+
+    async def unload(self, name: str) -> None:
+        """Serve a model no more, in any worker process; raises as :meth:`load` does."""
+        await self._in_loader(self.models.unload, name)
+        await self._publish(name, UNLOADED)
+
+    async def _publish(self, name: str, version: str) -> None:
+        if self._control is not None and not await self._in_loader(self._control.publish, name, version):
+            raise HTTPException(503, "not every worker process could do it; see the log", {"Retry-After": "1"})
+
+    async def _in_loader(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._loader, function, *arguments)

@@ -1,0 +1,67 @@
+"""Two workers' views of one service, without the processes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from recsys.serving.http.control import UNLOADED, Control
+from recsys.serving.http.models import Models, UnknownModelError
+
+
+@pytest.fixture
+def folders(model: Path, tmp_path: Path) -> dict[str, Path]:
+    for version in ("1", "2"):
+        shutil.copytree(model, tmp_path / "versions" / version)
+    return {"m": tmp_path / "versions"}
+
+
+def other(shared: Path) -> tuple[Control, subprocess.Popen]:
+    """Another worker's view, under the number of a process that lives."""
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    control = Control(shared, poll=0.01)
+    control._own = shared / f"worker-{process.pid}.json"
+    return control, process
+
+
+def test_a_change_reaches_all_workers_before_it_is_reported(folders: dict[str, Path], tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    mine, first = Control(shared, poll=0.01), Models(folders)
+    control, process = other(shared)
+    second = Models(folders)
+    try:
+        first.load("m", "1")
+        second.load("m", "1")
+        mine.follow(first)
+        control.follow(second)
+        first.load("m", "2")
+        assert mine.publish("m", "2")
+        assert second.get("m").version == "2"
+        assert Control(shared).wanted() == {"m": "2"}  # what a worker that starts later goes by
+        second.unload("m")
+        assert control.publish("m", UNLOADED)
+        with pytest.raises(UnknownModelError):
+            first.get("m")
+
+        shutil.rmtree(folders["m"] / "1")  # the second has no way to follow
+        assert not mine.publish("m", "1")
+        process.kill()
+        process.wait()
+        control.stop()
+        assert json.loads((shared / "wanted.json").read_text())["m"][1] == "1"
+        (shared / f"worker-{process.pid}.json").write_text("{}")
+        began = time.monotonic()
+        assert mine.publish("m", "1", timeout=60)  # the dead are not waited for
+        assert time.monotonic() - began < 30
+    finally:
+        process.kill()
+        process.wait()
+        mine.stop()
+        control.stop()
