@@ -66,12 +66,16 @@ def read_segments(table: pa.Table, columns: Sequence[str], most: int = 12) -> di
         if name not in table.column_names:
             raise InputError("missing column", file="log", column=name, got=sorted(table.column_names),
                              expected="a column to tell segments by (decision.segments)")
-        column = table.column(name)
-        made = _quartiles(column, most) or _values(column, most)
+        made = segments_of(table.column(name), most)
         if name not in _SAME_REQUEST:
             _require_one_per_request(made, request, name)
         found[name] = made
     return found
+
+
+def segments_of(column: pa.ChunkedArray, most: int = 12) -> Segments:
+    """A column's segments, as :func:`read_segments` makes them."""
+    return _quartiles(column, most) or _values(column, most)
 
 
 def _require_one_per_request(made: Segments, request: NDArray[np.int64] | None, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,9 @@ from scipy.stats import beta
 
 from recsys.errors import InputError, Refused
 from recsys.evaluation import health
+from recsys.evaluation.ab.breakdown import adjust_segments, growth_of, segment_lifts
 from recsys.evaluation.ab.contrast import TUNING, Contrast, aggregates, compare
+from recsys.evaluation.ab.parts import Parts
 from recsys.evaluation.ab.units import Metric, Units, parquet_files
 from recsys.evaluation.certify.certificate import certificate
 from recsys.evaluation.intervals import choose_interval, effective
@@ -74,7 +77,8 @@ class Plan:
 
 
 def analyse(units: Units, metrics: list[Metric], plan: Plan, unit: str = "unit",
-            checks: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+            checks: list[dict[str, Any]] | None = None, segments: Mapping[str, Parts] | None = None,
+            grown: tuple[str, Parts] | None = None) -> dict[str, Any]:
     """Every variant against the baseline on every metric.
 
     Args:
@@ -83,12 +87,14 @@ def analyse(units: Units, metrics: list[Metric], plan: Plan, unit: str = "unit",
         plan: baseline, level and policies.
         unit: name of the unit, for the report.
         checks: further health lines, such as :func:`check_unit`'s.
+        segments: column -> the units by its values (:func:`recsys.evaluation.ab.parts.read_segment_parts`).
+        grown: a column of time, and the units by it (:func:`recsys.evaluation.ab.parts.read_time_parts`).
 
     Returns:
         Plain values: ``plan``, ``unit``, ``rows``, ``arms`` (units), ``health``, ``healthy`` and, where healthy,
         ``metrics``: name -> ``variants``: arm -> numerators, denominators, ``raw`` and ``cuped`` comparisons,
-        ``p_value``, ``p_adjusted``, ``significant``, ``label``; ``certificate``. An unhealthy experiment has
-        ``refused`` instead.
+        ``p_value``, ``p_adjusted``, ``significant``, ``label``; and, where asked for, ``segments`` and ``growth`` in
+        the shapes of ``lift.json``; ``certificate``. An unhealthy experiment has ``refused`` instead.
 
     Raises:
         InputError: the baseline or a share names no arm.
@@ -111,6 +117,7 @@ def analyse(units: Units, metrics: list[Metric], plan: Plan, unit: str = "unit",
                                               "assignment or the logging and run the test again"}
     result["metrics"] = {m.name: _metric(units, m, plan, sequential) for m in metrics}
     _adjust(result["metrics"], plan)
+    _break_down(result["metrics"], metrics, plan, sequential, segments or {}, grown)
     return result | {"certificate": certificate()}
 
 
@@ -232,6 +239,21 @@ def _adjust(metrics: dict[str, Any], plan: Plan) -> None:
         p_values = multipletests(p_values, plan.alpha, "holm" if plan.multiplicity == "holm" else "fdr_bh")[1]
     for line, p in zip(lines, p_values, strict=True):
         line |= {"p_adjusted": float(p), "significant": bool(p <= plan.alpha)}
+
+
+def _break_down(found: dict[str, Any], metrics: list[Metric], plan: Plan, sequential: bool,
+                segments: Mapping[str, Parts], grown: tuple[str, Parts] | None) -> None:
+    confidence = 1 - plan.alpha
+    for metric in metrics:
+        out = found[metric.name]
+        overall = {arm: line[line["decided_on"]]["relative"]["estimate"] for arm, line in out["variants"].items()
+                   if "refused" not in line and line[line["decided_on"]]["relative"] is not None}
+        if segments:
+            out["segments"] = segment_lifts(segments, metric, overall, plan.baseline, confidence,
+                                            plan.tuning if sequential else None)
+        if grown is not None:
+            out["growth"] = growth_of(grown[1], grown[0], metric, plan.baseline, confidence, plan.tuning)
+    adjust_segments([out["segments"] for out in found.values() if "segments" in out], plan.multiplicity, plan.alpha)
 
 
 def beta_binomial(successes_a: int, n_a: int, successes_b: int, n_b: int, prior: tuple[float, float] = (1.0, 1.0),

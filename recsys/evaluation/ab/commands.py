@@ -35,11 +35,16 @@ def ab(
                                                                               "equal. May be repeated.")] = None,
     winsorise: Annotated[float | None, typer.Option(help="Quantile above which units' numerators are cut.")] = None,
     aa: Annotated[int, typer.Option(help="A/A draws on the same units, to see that the test keeps its level.")] = 0,
+    segment: Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="Column known before the experiment, by "
+                       "whose values lifts are told apart. May be repeated.")] = None,
+    time: Annotated[str | None, typer.Option(help="Column of the time: the lift as the data grew, with bounds that "
+                                                  "hold at every look.")] = None,
     as_json: _Json = False,
 ) -> None:
     """A randomised experiment from its log: health checks, then every variant's lift, or a refusal (exit code 3)."""
     from recsys.evaluation.ab.analysis import Plan, analyse, check_duplicates, check_unit
     from recsys.evaluation.ab.design import aa_test
+    from recsys.evaluation.ab.parts import LOOKS, read_segment_parts, read_time_parts
     from recsys.evaluation.ab.units import parse_metric, read_units
 
     shares = {k: _number(v, "--share") for k, v in (_pair(s, "--share", "ARM=SHARE") for s in share or [])}
@@ -57,7 +62,10 @@ def ab(
     try:
         _ = plan.sequential  # refused before ten million rows are read
         units = read_units(table, arm, unit, metrics)
-        result = analyse(units, metrics, plan, unit, [check_unit(table, unit), *check_duplicates(table, unit)])
+        parts = {c: read_segment_parts(table, arm, unit, metrics, c) for c in dict.fromkeys(segment or [])}
+        grown = None if time is None else (time, read_time_parts(table, arm, unit, metrics, time, LOOKS))
+        result = analyse(units, metrics, plan, unit, [check_unit(table, unit), *check_duplicates(table, unit)], parts,
+                         grown)
         if aa and "refused" not in result:
             result["aa"] = {m.name: aa_test(units, m, aa, alpha) for m in metrics}
     except Refused as reason:

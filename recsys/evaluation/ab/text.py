@@ -22,6 +22,10 @@ def render(result: dict[str, Any]) -> str:
                          f"({metric['winsorised']['share_of_units']:.3%} of units)")
         for arm, line in metric["variants"].items():
             lines += _variant(plan["baseline"], arm, line)
+        for column, found in metric.get("segments", {}).items():
+            lines += _segments(column, found, plan["alpha"])
+        if "growth" in metric:
+            lines += _growth(metric["growth"])
         if name in result.get("aa", {}):
             aa = result["aa"][name]
             lines.append(f"  A/A on the same units: {aa['rejected']:.1%} of {aa['draws']:,} rejected at "
@@ -54,6 +58,41 @@ def _variant(baseline: str, arm: str, line: dict[str, Any]) -> list[str]:
         b = line["bayes"]
         lines.append(f"    Bayes (uniform prior): {b['chance_to_beat']:.1%} chance to beat {baseline}, relative "
                      f"{b['relative_low']:+.2%} to {b['relative_high']:+.2%}")
+    return lines
+
+
+def _segments(column: str, found: dict[str, Any], alpha: float) -> list[str]:
+    if "refused" in found:
+        return [f"  by {column}: refused: {found['refused']}"]
+    lines = []
+    for arm, one in found["arms"].items():
+        differ = one["heterogeneity"]
+        lines.append(f"  {arm} by {column}" + ("" if differ is None else (
+            f": segments differ (adjusted p {differ['p_adjusted']:.3g})" if differ["p_adjusted"] <= alpha else
+            f": no difference between segments is seen (adjusted p {differ['p_adjusted']:.3g})")))
+        for label, line in one["values"].items():
+            if "refused" in line:
+                lines.append(f"    {label}: refused: {line['refused']}")
+                continue
+            drawn = "" if line["shrunk"] is None else f", drawn together {_span(line['shrunk'], '+.2%')}"
+            lines.append(f"    {label}: {_span(line['lift'], '+.2%')}{drawn}; adjusted p {line['p_adjusted']:.3g}"
+                         + (", exploratory" if line["label"] == "exploratory" else ""))
+    return lines
+
+
+def _growth(found: dict[str, Any]) -> list[str]:
+    lines = []
+    for arm, path in found["arms"].items():
+        if not path:
+            lines.append(f"  {arm} as the data grew: too few units for bounds that hold at every look")
+            continue
+        clear = next((p for p in path if p["lift"]["low"] > 0 or p["lift"]["high"] < 0), None)
+        half = found["halves"][arm]
+        lines.append(f"  {arm} as the data grew, always-valid: {_span(path[-1]['lift'], '+.2%')} at {path[-1]['n']:,} "
+                     "rows, " + (f"clear of zero from {clear['n']:,} rows" if clear else "never clear of zero"))
+        if half["p_value"] is not None:
+            lines.append(f"    first half {_span(half['first'], '+.2%')}, second {_span(half['second'], '+.2%')}, p of "
+                         f"the difference {half['p_value']:.3g}")
     return lines
 
 
