@@ -1,12 +1,12 @@
 """The lift as the data grew: what somebody who looked every day would have seen, with bounds that hold at every look.
 
-An interval made for one look, looked at again and again, leaves zero far more often than its level says. The bounds
-here are a confidence sequence (:mod:`recsys.evaluation.sequential`): all of them at once hold the truth with the stated
-confidence. The two halves of the time beside it show novelty and drift.
+An interval made for one look, looked at again and again, leaves zero far more often than its level says. Beside it
+stand bounds that hold at all looks at once. The two halves of the time show novelty and drift.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from recsys.config import ExperimentConfig
 from recsys.errors import Refused
 from recsys.evaluation.comparison import Comparison, at_least, ends
-from recsys.evaluation.intervals import EXPLORATORY_CLUSTERS, ClusterSums, Floats, Interval, t_interval
+from recsys.evaluation.intervals import EXPLORATORY_CLUSTERS, Interval
 from recsys.evaluation.segments import Segments, equal_lifts
 from recsys.evaluation.sequential import always_valid_multiplier
 
@@ -26,8 +26,15 @@ HALVES = ("first half", "second half")
 def growth(c: Comparison, when: pa.ChunkedArray | None, config: ExperimentConfig) -> dict[str, Any]:
     """Every arm's lift on the first rows of the log, at evenly spaced looks.
 
-    A look takes all rows up to its last time, so a unit that comes again adds to the sums it already has. From
-    EXPLORATORY_CLUSTERS units on, because the sequence is asymptotic.
+    A look takes all rows up to its last time, so a unit that comes again adds to the sums it already has. Each look is
+    intervalled by its own evidence, by the rule of the report (``one_look``; that of the last look is the report's
+    interval); looks that the rule refuses are left out, and those with fewer than EXPLORATORY_CLUSTERS units of a
+    randomised test. The bounds for all looks at once (``lift``) are
+
+    * where the evidence is not confirmatory: the rule's interval at the error of one look in all (Bonferroni), which
+      asks for nothing but that each interval is valid;
+    * where it is: the normal-mixture confidence sequence (:mod:`recsys.evaluation.sequential`), which is asymptotic, at
+      the error that those looks leave, and never less than ``one_look``.
 
     Args:
         c: arms on one log, n rows.
@@ -35,9 +42,10 @@ def growth(c: Comparison, when: pa.ChunkedArray | None, config: ExperimentConfig
         config: ``evaluation.growth_looks``; ``decision.tuning``, the units at which the bounds are tightest.
 
     Returns:
-        {"column", "looks", "tuning", "confidence", "arms": {arm: [{"until", "n", "units", "lift": always-valid
-        interval, "one_look": the interval of a single look}]}, "halves": {arm: {"first", "second": interval or None,
-        "p_value": of their difference}}}, or {"refused": why}.
+        {"column", "looks", "tuning", "confidence", "arms": {arm: [{"until", "n", "units", "lift": bounds,
+        "one_look": the interval of a single look, "method", "label"}]}, "halves": {arm: {"first", "second": interval
+        or None, "p_value": of their difference, None where a half's evidence is not confirmatory}}}, or {"refused":
+        why}.
     """
     ev = config.evaluation
     if when is None:
@@ -50,40 +58,49 @@ def growth(c: Comparison, when: pa.ChunkedArray | None, config: ExperimentConfig
     looks = np.unique(ranks[order][wanted - 1])
     out: dict[str, Any] = {"column": ev.time_column, "looks": 0, "tuning": config.decision.tuning,
                            "confidence": c.confidence, "arms": {}, "halves": {}}
-    base = c.arms[c.baseline].rows[c.goal]
     halves = Segments(list(HALVES), (ranks > ranks[order][len(ranks) // 2 - 1]).astype(np.int64))
-    for name, arm in c.arms.items():
-        if name != c.baseline:
-            rows = arm.rows[c.goal]
-            out["arms"][name] = _path(rows[order], base[order], c, order, looks, config.decision.tuning, when)
-            out["halves"][name] = _halves(c, halves, name)
+    names = [name for name in c.arms if name != c.baseline]
+    out["arms"] = {name: [] for name in names}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for end in looks.tolist():
+        try:
+            part = c.part(np.sort(order[:end]))
+        except Refused:
+            continue
+        for name in names:
+            if look := _look(part, name, len(looks)):
+                found[name].append({"until": _text(when[int(order[end - 1])]), "n": end} | look)
+    out["arms"] = {name: _bounded(path, len(looks), 1 - c.confidence, config.decision.tuning)
+                   for name, path in found.items()}
+    out["halves"] = {name: _halves(c, halves, name) for name in names}
     out["looks"] = max((len(path) for path in out["arms"].values()), default=0)
     return out
 
 
-def _path(rows: Floats, base: Floats, c: Comparison, order: Any, looks: Any, tuning: float,
-          when: pa.ChunkedArray) -> list[dict[str, Any]]:
-    clusters, count = c.clusters[order], int(c.clusters.max()) + 1
-    above, below, seen, start, points = np.zeros(count), np.zeros(count), np.zeros(count), 0, []
-    for end in looks.tolist():
-        code = clusters[start:end]
-        above += np.bincount(code, rows[start:end], count)
-        below += np.bincount(code, base[start:end], count)
-        seen += np.bincount(code, minlength=count)
-        start, present = end, seen > 0
-        units = int(present.sum())
-        if units < EXPLORATORY_CLUSTERS:
-            continue
-        try:
-            made = t_interval(ClusterSums(above[present], below[present]), c.confidence).shifted(-1.0)
-        except Refused:  # no click of the baseline yet
-            continue
-        assert made.se is not None
-        half = made.se * always_valid_multiplier(units, 1 - c.confidence, tuning)
-        wide = Interval(made.estimate, made.estimate - half, made.estimate + half)
-        points.append({"until": _text(when[int(order[end - 1])]), "n": end, "units": units,
-                       "lift": ends(at_least(wide, -1.0)), "one_look": ends(at_least(made, -1.0))})
-    return points
+def _look(part: Comparison, name: str, looks: int) -> dict[str, Any] | None:
+    """One arm at one look, ``lift`` being None where the sequence gives it; None where the rule publishes nothing."""
+    if not part.paired and part.units < EXPLORATORY_CLUSTERS:
+        return None
+    try:
+        choice, made = part.choice_of(part.goal, name, part.baseline), part.lift(name, part.baseline, part.goal)
+        bounds = None if choice.label == "confirmatory" else replace(
+            part, confidence=1 - (1 - part.confidence) / looks).lift(name, part.baseline, part.goal)
+    except Refused:  # too little evidence, or an interval without an end
+        return None
+    return {"units": part.units, "lift": bounds, "one_look": made, "method": made.method, "label": choice.label}
+
+
+def _bounded(path: list[dict[str, Any]], looks: int, alpha: float, tuning: float) -> list[dict[str, Any]]:
+    """The path with bounds that hold at all looks at once, as plain values."""
+    spent = sum(p["lift"] is not None for p in path) / looks
+    for point in path:
+        one = point["one_look"]
+        if point["lift"] is None:
+            half = one.se * always_valid_multiplier(point["units"], alpha * (1 - spent), tuning)
+            point["lift"] = at_least(Interval(one.estimate, min(one.low, one.estimate - half),
+                                              max(one.high, one.estimate + half)), -1.0)
+        point["lift"], point["one_look"] = ends(point["lift"]), ends(one)
+    return path
 
 
 def _text(value: pa.Scalar) -> str:
@@ -93,11 +110,14 @@ def _text(value: pa.Scalar) -> str:
 
 def _halves(c: Comparison, halves: Segments, name: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    enough = True
     for g, key in enumerate(("first", "second")):
         rows = np.flatnonzero(halves.codes == g)
         try:
-            found[key] = ends(c.part(rows).lift(name, c.baseline, c.goal)) if len(rows) else None
+            part = c.part(rows)
+            found[key] = ends(part.lift(name, c.baseline, c.goal))
+            enough &= part.choice_of(c.goal, name, c.baseline).label == "confirmatory"
         except Refused:
-            found[key] = None
-    same = equal_lifts(c, halves, name, (0, 1)) if None not in found.values() else None
+            found[key], enough = None, False
+    same = equal_lifts(c, halves, name, (0, 1)) if enough else None
     return {**found, "p_value": None if same is None else same["p_value"]}

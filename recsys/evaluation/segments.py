@@ -5,9 +5,11 @@ is over the same clusters as the whole's. Three readings per arm and column:
 
 * each segment's own lift, with its p-value against no lift adjusted over all segments of all arms;
 * whether the segments differ at all: Wald's test of equal lifts, with the cluster-robust covariance of all segments (a
-  user who is in several makes them dependent), adjusted over arms and columns;
+  user who is in several makes them dependent), adjusted over arms and columns. It leans on the central limit theorem,
+  so it is over the segments whose own evidence is confirmatory;
 * each lift shrunk towards the arm's overall lift (:mod:`recsys.evaluation.shrinkage`): the best of a dozen noisy
-  segments looks better than it is, and shrinking takes that back.
+  segments looks better than it is, and shrinking takes that back. Its interval is normal as well, and left out where
+  the segment's evidence is not confirmatory.
 """
 
 from __future__ import annotations
@@ -122,10 +124,10 @@ def segment_lifts(c: Comparison, segments: Mapping[str, Segments], config: Exper
 
     Returns:
         column -> {"values": {segment: {"n", "clusters"}}, "arms": {arm: {"heterogeneity": {"statistic", "df",
-        "p_value", "p_adjusted"} or None, "between_sd": spread of true lifts or None, "values": {segment: {"lift",
-        "se", "shrunk", "p_value", "p_adjusted", "interval_method", "label"} or {"refused"}}}}}. Empty without
-        segments. ``se`` is the delta method's whatever the interval, because shrinking needs one of each; a betting
-        interval has no p-value, counts in the family and is never significant.
+        "p_value", "p_adjusted", "segments": those it is over} or None for fewer than two, "between_sd": spread of true
+        lifts or None, "values": {segment: {"lift", "se", "shrunk", "p_value", "p_adjusted", "interval_method",
+        "label"} or {"refused"}}}}}. Empty without segments. ``se`` is the delta method's whatever the interval, because
+        shrinking needs one of each; a betting interval has no p-value, counts in the family and is never significant.
     """
     out: dict[str, Any] = {}
     for column, made in segments.items():
@@ -173,19 +175,31 @@ def _arm(c: Comparison, made: Segments, parts: Sequence[Comparison | Refused], n
     z = NormalDist().inv_cdf(0.5 + c.confidence / 2)
     for at, g in enumerate(noisy):
         estimate, half = float(shrunk.estimate[at]), z * float(shrunk.se[at])
-        found[made.labels[g]]["shrunk"] = None if shrunk.between is None else {
-            "estimate": estimate, "low": max(-1.0, estimate - half), "high": estimate + half}
-    return {"heterogeneity": equal_lifts(c, made, name, told), "between_sd": shrunk.between, "values": found}
+        one = found[made.labels[g]]
+        if shrunk.between is not None:
+            sure = one["label"] == "confirmatory" and _exact(c, name)
+            one["shrunk"] = {"estimate": estimate, "low": max(-1.0, estimate - half) if sure else None,
+                             "high": estimate + half if sure else None}
+    tested = [g for g in told if found[made.labels[g]]["label"] == "confirmatory"]
+    return {"heterogeneity": equal_lifts(c, made, name, tested), "between_sd": shrunk.between, "values": found}
+
+
+def _exact(c: Comparison, name: str) -> bool:
+    """Do both arms keep to ads that the log shows?"""
+    return all(c.arms[n].reach_of(c.goal).exact for n in (name, c.baseline))
 
 
 def equal_lifts(c: Comparison, made: Segments, name: str, told: Sequence[int]) -> dict[str, Any] | None:
-    """Wald's test that an arm's lift is the same in all of the named segments; None for fewer than two.
+    """Wald's test that an arm's lift is the same in all of the named segments.
+
+    None for fewer than two segments, and where either arm shows ads that the log never did: they could make the
+    difference.
 
     With psi_cg = (a_cg - R_g b_cg) / sum_c b_cg, the influence of cluster c on the ratio R_g of segment g, the
     covariance of the ratios is G / (G - 1) sum_c psi_c psi_c', whatever clusters the segments share. The statistic over
     its degrees of freedom is referred to F with as many, and G - 1.
     """
-    if len(told) < 2:
+    if len(told) < 2 or not _exact(c, name):
         return None
     count, width = int(c.clusters.max()) + 1, len(made.labels)
     key = c.clusters * width + made.codes
@@ -199,7 +213,8 @@ def equal_lifts(c: Comparison, made: Segments, name: str, told: Sequence[int]) -
     away = contrast @ ratio
     statistic = float(away @ np.linalg.pinv(contrast @ spread @ contrast.T) @ away)
     df = len(told) - 1
-    return {"statistic": statistic, "df": df, "p_value": float(fdtrc(df, units - 1, statistic / df))}
+    return {"statistic": statistic, "df": df, "p_value": float(fdtrc(df, units - 1, statistic / df)),
+            "segments": [made.labels[g] for g in told]}
 
 
 def _adjusted(out: dict[str, Any], config: ExperimentConfig) -> None:

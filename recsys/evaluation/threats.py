@@ -64,7 +64,7 @@ def _drift(report: Mapping[str, Any]) -> str | None:
     halves = (report.get("growth") or {}).get("halves") or {}
     known = {n: h["p_value"] for n, h in halves.items() if h.get("p_value") is not None}
     if not known:
-        return None
+        return ("Not enough evidence in the two halves of the time to tell whether any lift moved." if halves else None)
     moved = [n for n, p in known.items() if p * len(known) <= DRIFT_LEVEL]
     if moved:
         return f"The lift of {', '.join(moved)} differs between the first and the second half of the time."

@@ -64,6 +64,10 @@ def _growth(ax: Axes, name: str, path: list[Mapping[str, Any]], lift: Mapping[st
         ax.plot(x, of("one_look", end), color=MUTED, linewidth=1.0, linestyle=(0, (3, 2)), zorder=3,
                 label="interval of one look" if end == "low" else None)
     ax.plot(x, of("lift", "estimate"), "-o", color=colour, linewidth=1.8, markersize=3.2, zorder=4, label="estimate")
+    weak = [(p["n"], p["lift"]["estimate"] * 100) for p in path if p.get("label") == "exploratory"]
+    if weak:
+        ax.plot(*zip(*weak, strict=True), "o", color=colour, markersize=4.4, markerfacecolor="white", zorder=5,
+                label="exploratory evidence")
     ax.set_title(name, fontsize=10, loc="left", color=INK)
     ax.grid(axis="y", color=RULE, linewidth=0.7)
     ax.set_axisbelow(True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from recsys.report.words import healthy, p_value, percent, variants
+from recsys.report.words import INTERVALS, healthy, p_value, percent, variants
 
 
 def segment_mark(one: Mapping[str, Any], decision: Mapping[str, Any] | None) -> tuple[str, str]:
@@ -16,13 +16,21 @@ def segment_mark(one: Mapping[str, Any], decision: Mapping[str, Any] | None) -> 
     return ("▲", "better") if one["lift"]["estimate"] > 0 else ("▼", "worse")
 
 
+def weak_looks(lift: Mapping[str, Any]) -> str:
+    """The interval methods of looks whose evidence is exploratory, in words; empty where there is none."""
+    paths = ((lift.get("growth") or {}).get("arms") or {}).values()
+    used = dict.fromkeys(p["method"] for path in paths for p in path if p.get("label") == "exploratory")
+    return " and ".join(INTERVALS.get(m, m) for m in used)
+
+
 def segment_finding(lift: Mapping[str, Any]) -> str:
     """Whether any arm's lift is seen to differ between the segments of a column; empty without segments."""
     alpha = (lift.get("decision") or {}).get("alpha", 0.05)
     tests = {(column, arm): one["heterogeneity"]["p_adjusted"] for column, found in (lift.get("segments") or {}).items()
              for arm, one in found["arms"].items() if one["heterogeneity"]}
     if not tests:
-        return ""
+        return "Not enough evidence to tell whether any arm's lift differs between segments." if lift.get(
+            "segments") else ""
     found = [f"{arm} by {column.replace('_', ' ')} (adjusted p {p_value(p)})" for (column, arm), p in tests.items()
              if p < alpha]
     if found:

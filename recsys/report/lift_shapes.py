@@ -192,13 +192,16 @@ class AA(Open):
 
 
 class Look(Open):
-    """The lift on all rows up to ``until``: an always-valid interval, and the interval of a single look."""
+    """The lift on all rows up to ``until``: bounds that hold at all looks at once, and the interval of a single look,
+    by the rule of the report (``method``, ``label``) for the evidence of that look."""
 
     until: str
     n: int
     units: int
     lift: Interval
     one_look: Interval
+    method: str | None = None
+    label: Literal["confirmatory", "exploratory"] | None = None
 
 
 class Halves(Open):
@@ -228,22 +231,31 @@ class Size(Open):
     clusters: int
 
 
+class Drawn(Open):
+    """An estimate drawn towards others; without an interval where the evidence is exploratory."""
+
+    estimate: float
+    low: float | None
+    high: float | None
+
+
 class SegmentLift(Reading):
     """An arm's lift in a segment, as measured and shrunk towards its overall lift; p-values are against no lift."""
 
     lift: Interval | None = None
-    shrunk: Interval | None = None
+    shrunk: Drawn | None = None
     p_value: Share | None = None
     p_adjusted: Share | None = None
 
 
 class Wald(Open):
-    """Test of equal lifts in all segments of a column."""
+    """Test of equal lifts in the segments of a column whose evidence is confirmatory (``segments``)."""
 
     statistic: float
     df: int
     p_value: Share
     p_adjusted: Share
+    segments: list[str] | None = None
 
 
 class SegmentArm(Open):

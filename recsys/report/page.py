@@ -60,6 +60,7 @@ def html(lift: Mapping[str, Any], statement: Mapping[str, Any] | None) -> str:
         lift=lift, statement=statement, arms=arms, pictures=pictures, style=_text("style.css"),
         healthy=words.healthy(lift), headline=words.headline(lift, statement),
         segment_finding=findings.segment_finding(lift), segment_mark=findings.segment_mark,
+        weak_looks=findings.weak_looks(lift),
         disagreements=findings.disagreements(lift),
         goal=words.name_of(lift.get("goal", "goal metric")), level=words.level(lift),
         metrics=_metrics(lift), guards=words.guarded(lift.get("decision")), rule_words=words.rule_words,

@@ -21,6 +21,8 @@ GOALS = {"cost_per_click": "advertisers' cost per click", "latency_ms": "scoring
          "engagement": "engaged clicks", "revenue_per_mille": "ad revenue per thousand",
          "conversion": "conversion rate", "hide": "hide rate", "dwell_ms": "dwell time"}
 METHODS = {"offpolicy": "off-policy estimation from logged propensities", "randomized": "randomised test"}
+INTERVALS = {"betting": "betting intervals", "el": "empirical likelihood", "t": "Student t",
+             "t+el": "hull of Student t and empirical likelihood", "t+bootstrap": "hull of Student t and bootstrap"}
 DIAGNOSTICS = {"ess": "effective sample size", "effective_clicks": "effective clicks", "max_weight": "largest weight",
                "mean_weight": "mean weight", "mean_weight_se": "its standard error",
                "top_1_percent_weight_share": "weight held by the top 1 %",

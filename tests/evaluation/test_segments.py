@@ -15,6 +15,7 @@ from recsys.evaluation.intervals import Choice
 from recsys.evaluation.lift import offpolicy_lift, randomized_lift
 from recsys.evaluation.segments import Segments, equal_lifts, read_segments
 from tests.evaluation.bandit import Bandit, config
+from tests.evaluation.test_lift import ghostly
 from tests.evaluation.test_randomized import simulated
 
 BANDIT = Bandit.make()
@@ -108,6 +109,34 @@ def test_an_effect_of_one_segment_is_found_there_and_not_elsewhere() -> None:
         assert abs(one["shrunk"]["estimate"] - overall) <= abs(one["lift"]["estimate"] - overall)
         assert one["p_adjusted"] >= one["p_value"]
     assert sum(v["n"] for v in thirds["values"].values()) == lift["arms"]["good"]["n"]
+
+
+def test_without_enough_evidence_no_normal_interval_or_test_stands_beside_a_betting_interval() -> None:
+    lift = report(effect=False, users=200)
+    for column in ("half", "thirds"):
+        arm = lift["segments"][column]["arms"]["good"]
+        assert {one["label"] for one in arm["values"].values()} == {"exploratory"}
+        assert arm["heterogeneity"] is None
+    for one in lift["segments"]["thirds"]["arms"]["good"]["values"].values():
+        assert one["interval_method"] == "betting"
+        assert one["shrunk"]["estimate"] != one["lift"]["estimate"]
+        assert (one["shrunk"]["low"], one["shrunk"]["high"]) == (None, None)
+    whole = report(effect=False)["segments"]["thirds"]["arms"]["good"]
+    assert whole["heterogeneity"]["segments"] == ["t0", "t1", "t2"]
+    assert all(one["shrunk"]["low"] < one["shrunk"]["high"] for one in whole["values"].values())
+
+
+def test_ads_that_the_log_never_shows_could_make_the_difference() -> None:
+    log, context = BANDIT.log(2500, 1)
+    log = log.append_column("thirds", pa.array([f"t{c % 3}" for c in context]))
+    policies = {"logged": BANDIT.policy("logged", context), "good": ghostly(BANDIT.policy("good", context))}
+    setting = config(["logged", "good"]).resolved() | {"decision": {"segments": ["thirds"]}}
+    arm = offpolicy_lift(log, policies, ExperimentConfig.model_validate(setting))["segments"]["thirds"]["arms"]["good"]
+    plain = report(effect=False)["segments"]["thirds"]["arms"]["good"]
+    assert arm["heterogeneity"] is None
+    for label, one in arm["values"].items():
+        assert one["lift"]["high"] > plain["values"][label]["lift"]["high"]
+        assert one["shrunk"]["low"] is None
 
 
 def test_multiplicity_is_the_rules() -> None:

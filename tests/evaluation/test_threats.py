@@ -19,6 +19,8 @@ def test_threats_follow_the_design() -> None:
 def test_threats_say_what_the_log_says_of_them() -> None:
     lift = samples.marketplace()
     assert of(lift, "Novelty and drift")["evidence"] is None
+    lift["growth"] = {"halves": {"minilm": {"p_value": None}}}
+    assert "Not enough evidence in the two halves" in of(lift, "Novelty and drift")["evidence"]
     lift["growth"] = {"halves": {"minilm": {"p_value": 0.3}, "smollm2": {"p_value": None}, "hashed": {"p_value": 0.01}}}
     assert "hashed differs between the first and the second half" in of(lift, "Novelty and drift")["evidence"]
     lift["growth"]["halves"]["hashed"]["p_value"] = 0.04  # of two: not small enough

@@ -84,7 +84,9 @@ def evidenced() -> Json:
         n: {"first": interval(.08, .03, .13), "second": interval(.1, .05, .15), "p_value": .6} for n in arms},
         "arms": {n: [{"until": f"2026-11-0{i}T12:00+00:00", "n": 30_000 * i, "units": 2000 * i,
                       "lift": interval(.09, .09 - .2 / i, .09 + .2 / i),
-                      "one_look": interval(.09, .09 - .1 / i, .09 + .1 / i)} for i in range(1, 7)] for n in arms}}
+                      "one_look": interval(.09, .09 - .1 / i, .09 + .1 / i),
+                      **({"method": "betting", "label": "exploratory"} if i < 3 else
+                         {"method": "t+el", "label": "confirmatory"})} for i in range(1, 7)] for n in arms}}
     lift["growth"]["halves"]["hashed"] |= {"second": None, "p_value": None}
 
     def line(at: int, p: float) -> Json:
@@ -98,6 +100,12 @@ def evidenced() -> Json:
                                                      for i, v in enumerate(values)}} for n in arms}}
         for column, values in (("surface", ["discovery", "feed", "messaging"]),
                                ("user_segment", [f"s{i:02}" for i in range(8)]))}
+    weak = lift["segments"]["user_segment"]["arms"]["hashed"]
+    for one in weak["values"].values():
+        one |= {"label": "exploratory", "interval_method": "betting", "shrunk": {"estimate": .09, "low": None,
+                                                                                "high": None}}
+    weak["heterogeneity"] = None
+    lift["segments"]["surface"]["arms"]["minilm"]["heterogeneity"]["segments"] = ["discovery", "feed"]
     lift["segments"]["surface"]["arms"]["hashed"]["values"]["messaging"] = {"refused": "effective clicks 1.2: too few"}
     lift["aa"] = {n: {"draws": 500, "units": 12_034, "alpha": .05, "rejected": .052, "low": .026, "high": .076,
                       "uniformity_p": .4, "ok": True} for n in arms}

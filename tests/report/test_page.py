@@ -248,7 +248,10 @@ def test_the_evidence_is_on_the_page_and_in_words() -> None:
     for words in ("What this log could have found", "inconclusive is not", "needed", "Not checked: sample ratio",
                   "The lift as the data grew", "tightest at 5,000 users", "Peeking policy: fixed: one look",
                   "Segments named before the results", "No arm's lift is seen to differ between segments of surface, "
-                  "user segment (least adjusted p 0.6)", "▲ +9.0 % better", "◆ +10.0 % inconclusive", "8 segments",
+                  "user segment (least adjusted p 0.6)", "▲ +9.0 % better", "◆ +11.0 % inconclusive", "8 segments",
+                  "drawn to the whole +10.0 % +2.0 % to +20.0 %", "drawn to the whole +9.0 % adjusted p",
+                  "not enough evidence", "of 2 segments with enough evidence",
+                  "Hollow: looks whose evidence is exploratory (betting intervals)",
                   "effective clicks 1.2: too few", "spread 3.6 points", "With and without the outcome model", "12.3 %",
                   "✓ keeps its level", "✗ does not keep it", "Do the estimators agree",
                   "disagree by more than three standard errors for hashed", "In this log: No arm's lift is seen to "
@@ -282,7 +285,7 @@ def test_a_log_without_times_or_segments_says_so() -> None:
     assert "The experiment file named none" in text
     lift["growth"] = {"column": "ts", "looks": 0, "tuning": 1.0, "confidence": .95, "halves": {},
                       "arms": {"minilm": []}}
-    assert "Not shown: too few users" in Page(html(lift, None)).text
+    assert "Not shown: too little evidence at every look." in Page(html(lift, None)).text
 
 
 def test_terminal_notes_are_short_and_say_what_matters() -> None:
