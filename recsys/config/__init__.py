@@ -12,11 +12,23 @@ from recsys.config.evaluation import DecisionConfig, EvaluationConfig, Guardrail
 from recsys.config.experiment import ArmConfig, ExperimentConfig
 from recsys.config.files import apply_overrides, find_resource, load_config, parse_model, read_yaml
 from recsys.config.model import ModelConfig
+from recsys.config.ranking import (
+    PacingConfig,
+    RankingConfig,
+    RetrieveConfig,
+    ServedArmConfig,
+    ServedExperimentConfig,
+    ServedLogConfig,
+    ServedPolicyConfig,
+    UsersConfig,
+)
 from recsys.config.training import ParallelConfig, ScheduleConfig, TableConfig, TrainingConfig
 
 __all__ = [
-    "ArmConfig", "DataConfig", "DecisionConfig", "EncoderConfig", "EvaluationConfig", "ExperimentConfig", "FilesSplit",
-    "GuardrailConfig", "IndexConfig", "ModelConfig", "MoneyConfig", "ParallelConfig", "PolicyConfig", "ScheduleConfig",
-    "SemanticIdConfig", "ShareSplit", "SplitConfig", "Strict", "TableConfig", "TrainingConfig", "apply_overrides",
-    "find_resource", "load_config", "parse_model", "read_yaml",
+    "ArmConfig", "DataConfig", "DecisionConfig", "EncoderConfig", "EvaluationConfig", "ExperimentConfig",
+    "FilesSplit", "GuardrailConfig", "IndexConfig", "ModelConfig", "MoneyConfig", "PacingConfig", "ParallelConfig",
+    "PolicyConfig", "RankingConfig", "RetrieveConfig", "ScheduleConfig", "SemanticIdConfig", "ServedArmConfig",
+    "ServedExperimentConfig", "ServedLogConfig", "ServedPolicyConfig", "ShareSplit", "SplitConfig", "Strict",
+    "TableConfig", "TrainingConfig", "UsersConfig", "apply_overrides", "find_resource", "load_config",
+    "parse_model", "read_yaml",
 ]

@@ -1,0 +1,263 @@
+"""A log that serving writes and never waits for: bounded queue -> write-ahead segment -> Parquet files.
+
+    log = ServedLog("impressions", ServedLogConfig(folder="work/served"))
+    log.append(batch)            # returns at once; LogFull where the disk has been behind for too long
+    log.close()                  # everything is synced and published
+
+A batch is in a segment (safe from a kill of the process) within a moment, and synced (safe from a power cut) within
+``sync_seconds``. A segment that is full or old becomes one Parquet file, named when the segment was opened, and is then
+deleted: locally by a hidden partial and a rename, in an object store by one put of that name. A crash between the two
+makes the same file again. At the start, segments that dead processes left are published first.
+
+On a full disk nothing is lost and nothing crashes: batches wait in the queue, and when that is full :class:`LogFull`
+tells the service to refuse (503): what is not logged is not shown.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import queue
+import secrets
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recsys.config import ServedLogConfig
+from recsys.errors import InputError, RecsysError
+from recsys.log import log
+from recsys.row_groups import ROWS
+from recsys.serving.segments import SUFFIX, SegmentWriter, read_segment, take_orphans
+from recsys.storage import filesystem, is_url, join
+
+_RETRY_SECONDS = 0.5
+
+
+class LogFull(RecsysError):
+    """The log is behind by more than its queue holds: try again in a moment."""
+
+
+class ServedLog:
+    """Thread-safe; one per process and name. Make it after a fork, not before.
+
+    Args:
+        name: of the files: ``NAME-TIME-RANDOM.parquet``.
+        config: folder, rotation, queue.
+
+    Attributes:
+        counts: rows appended, written, published, recovered; batches refused; errors; torn bytes found at recovery.
+
+    Raises:
+        InputError: the folders cannot be made or written.
+    """
+
+    def __init__(self, name: str, config: ServedLogConfig) -> None:
+        self._name, self._config = name, config
+        self._state = config.state or Path(config.folder) / "_state"
+        self.counts: Counter[str] = Counter()
+        try:
+            self._state.mkdir(parents=True, exist_ok=True)
+            if not is_url(config.folder):
+                Path(config.folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError("the log's folder cannot be used", file=error.filename, got=error.strerror,
+                             expected="a folder that may be written") from None
+        self._queue: queue.Queue[pa.RecordBatch | threading.Event] = queue.Queue(config.queue)
+        self._closed: queue.Queue[SegmentWriter | None] = queue.Queue()
+        self._segment: SegmentWriter | None = None
+        self._opened = self._last_sync = time.monotonic()
+        self._ending, self._door = threading.Event(), threading.Lock()
+        for orphan in take_orphans(self._state, name):
+            self._closed.put(orphan)
+        self._publisher = threading.Thread(target=self._publish_all, name=f"{name}-publisher", daemon=True)
+        self._writer = threading.Thread(target=self._write_all, name=f"{name}-writer", daemon=True)
+        self._publisher.start()
+        self._writer.start()
+
+    def append(self, batch: pa.RecordBatch) -> None:
+        """Take a batch; never waits.
+
+        Raises:
+            LogFull: the queue is full, or the log is closed; the batch was not taken.
+        """
+        with self._door:  # nothing slips in behind the last look at the queue
+            if self._ending.is_set():
+                raise LogFull("the served log is closed")
+            try:
+                self._queue.put_nowait(batch)
+            except queue.Full:
+                self.counts["refused"] += 1
+                raise LogFull("the served log is behind: the disk is full or too slow") from None
+            self.counts["appended"] += batch.num_rows
+
+    def flush(self, timeout: float = 30.0) -> bool:
+        """Wait until everything appended so far is on the disk; False where it is not within ``timeout`` seconds."""
+        done = threading.Event()
+        try:
+            self._queue.put(done, timeout=timeout)
+        except queue.Full:
+            return False
+        return done.wait(timeout)
+
+    def close(self, timeout: float = 30.0) -> bool:
+        """Sync, publish and end; what a full disk keeps from being published lies in segments for the next start.
+
+        Returns:
+            Whether everything was published.
+        """
+        with self._door:
+            self._ending.set()
+        deadline = time.monotonic() + timeout
+        self._writer.join(timeout)
+        self._closed.put(None)
+        self._publisher.join(max(0.0, deadline - time.monotonic()))
+        whole = not self._writer.is_alive() and not self._publisher.is_alive() and self._queue.empty()
+        if not whole:
+            log.warning("served log %s: %d batches not written, segments left in %s for the next start", self._name,
+                        self._queue.qsize(), self._state)
+        return whole
+
+    # The writer's thread.
+
+    def _write_all(self) -> None:
+        waiting: list[threading.Event] = []
+        held: pa.RecordBatch | None = None  # taken from the queue, and not written yet
+        gave_up = time.monotonic() + float("inf")
+        while True:
+            try:
+                if held is None:
+                    item = self._next()
+                    if isinstance(item, threading.Event):
+                        waiting.append(item)
+                    else:
+                        held = item
+                if held is not None:
+                    self._write(held)
+                    held = None
+                idle = self._queue.empty()
+                self._sync(force=bool(waiting) or (idle and self._ending.is_set()))
+                if waiting and idle:
+                    for event in waiting:
+                        event.set()
+                    waiting.clear()
+                self._rotate(force=idle and self._ending.is_set())
+                if idle and held is None and self._ending.is_set() and self._queue.empty():
+                    return
+            except OSError as error:
+                self._complain(error)
+                if self._ending.is_set():
+                    gave_up = min(gave_up, time.monotonic() + 5.0)
+                    if time.monotonic() > gave_up:
+                        return
+                time.sleep(_RETRY_SECONDS)
+
+    def _next(self) -> pa.RecordBatch | threading.Event | None:
+        try:
+            wait = max(0.01, min(self._config.sync_seconds, 0.5))
+            return self._queue.get(timeout=0.01 if self._ending.is_set() else wait)
+        except queue.Empty:
+            return None
+
+    def _write(self, batch: pa.RecordBatch) -> None:
+        if self._segment is not None and not self._segment.schema.equals(batch.schema):
+            self._rotate(force=True)  # another model, other columns
+        if self._segment is None:
+            now = dt.datetime.now(dt.UTC)
+            name = f"{self._name}-{now:%Y%m%dT%H%M%S}-{now.microsecond:06d}{secrets.token_hex(4)}"
+            self._segment = SegmentWriter(self._state / f"{name}{SUFFIX}", batch.schema)
+            self._opened = time.monotonic()
+        self._segment.append(batch)
+        self.counts["written"] += batch.num_rows
+
+    def _sync(self, force: bool) -> None:
+        if self._segment is None or not self._segment.dirty:
+            return
+        if force or time.monotonic() - self._last_sync >= self._config.sync_seconds:
+            self._segment.sync()
+            self._last_sync = time.monotonic()
+
+    def _rotate(self, force: bool = False) -> None:
+        if (segment := self._segment) is None:
+            return
+        old = time.monotonic() - self._opened >= self._config.rotate_seconds
+        if force or old or segment.size >= self._config.rotate_bytes:
+            segment.sync()
+            self._segment = None
+            self._closed.put(segment)
+
+    # The publisher's thread.
+
+    def _publish_all(self) -> None:
+        left: list[SegmentWriter] = []
+        while True:
+            try:
+                item = self._closed.get(timeout=_RETRY_SECONDS if left else None)
+                ending = item is None
+                if item is not None:
+                    left.append(item)
+            except queue.Empty:
+                ending = False
+            left = [s for s in left if not self._publish(s)]
+            if ending:
+                for segment in left:
+                    segment.close()
+                return
+
+    def _publish(self, segment: SegmentWriter) -> bool:
+        try:
+            found = read_segment(segment.path)
+        except InputError as error:  # not ours: left for a person to look at
+            log.error("served log: %s", error)
+            self.counts["errors"] += 1
+            segment.close()
+            return True
+        except OSError as error:
+            self._complain(error)
+            return False
+        try:
+            if found.table.num_rows:
+                write_parquet(found.table, self._config.folder, segment.path.name.removesuffix(SUFFIX) + ".parquet")
+            segment.discard()
+        except (OSError, InputError) as error:
+            self._complain(error)
+            return False
+        self.counts["torn_bytes"] += found.torn
+        self.counts["published"] += found.table.num_rows
+        self.counts["recovered"] += 0 if len(segment.schema) else found.table.num_rows  # left by another process
+        return True
+
+    def _complain(self, error: Exception) -> None:
+        if self.counts["errors"] % 100 == 0:
+            log.warning("served log %s: %s; it is tried again", self._name, error)
+        self.counts["errors"] += 1
+
+
+def write_parquet(table: pa.Table, folder: str | Path, name: str) -> None:
+    """Publish a table as one file: whole or not at all, and the same name again is the same file again.
+
+    Raises:
+        OSError: it cannot be written; nothing of it is left.
+    """
+    if is_url(folder):
+        system, path = filesystem(str(join(folder, name)))
+        with system.open_output_stream(path) as sink:  # the object is there when the stream is closed
+            pq.write_table(table, sink, compression="zstd", row_group_size=ROWS)
+        return
+    final = Path(folder) / name
+    partial = final.with_name(f".{name}.partial")
+    try:
+        pq.write_table(table, partial, compression="zstd", row_group_size=ROWS)
+        with partial.open("rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(partial, final)
+    finally:
+        partial.unlink(missing_ok=True)
+    directory = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
