@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 
 HERE = Path(__file__).parent
 DEV = ["ruff", "mypy", "pytest", "hypothesis", "httpx", "pandas", "types-PyYAML", "setuptools", "packaging",
-       "obp", "optuna", "tensorboardX", "moto", "flask", "flask-cors", "triton", "fastapi", "tritonclient",
+       "obp", "optuna", "tensorboardX", "redis", "moto", "flask", "flask-cors", "triton", "fastapi", "tritonclient",
        "geventhttpclient"]
 # torchrec asks for the CUDA build by name; the lock names the build itself.
 REPLACED = {"fbgemm-gpu"}

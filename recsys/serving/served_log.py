@@ -21,7 +21,6 @@ import queue
 import secrets
 import threading
 import time
-from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -31,6 +30,7 @@ from recsys.config import ServedLogConfig
 from recsys.errors import InputError, RecsysError
 from recsys.log import log
 from recsys.row_groups import ROWS
+from recsys.serving.counts import Counts
 from recsys.serving.segments import SUFFIX, SegmentWriter, read_segment, take_orphans
 from recsys.storage import filesystem, is_url, join
 
@@ -58,7 +58,7 @@ class ServedLog:
     def __init__(self, name: str, config: ServedLogConfig) -> None:
         self._name, self._config = name, config
         self._state = config.state or Path(config.folder) / "_state"
-        self.counts: Counter[str] = Counter()
+        self.counts = Counts()
         try:
             self._state.mkdir(parents=True, exist_ok=True)
             if not is_url(config.folder):
@@ -90,9 +90,9 @@ class ServedLog:
             try:
                 self._queue.put_nowait(batch)
             except queue.Full:
-                self.counts["refused"] += 1
+                self.counts.add(refused=1)
                 raise LogFull("the served log is behind: the disk is full or too slow") from None
-            self.counts["appended"] += batch.num_rows
+            self.counts.add(appended=batch.num_rows)
 
     def flush(self, timeout: float = 30.0) -> bool:
         """Wait until everything appended so far is on the disk; False where it is not within ``timeout`` seconds."""
@@ -171,7 +171,7 @@ class ServedLog:
             self._segment = SegmentWriter(self._state / f"{name}{SUFFIX}", batch.schema)
             self._opened = time.monotonic()
         self._segment.append(batch)
-        self.counts["written"] += batch.num_rows
+        self.counts.add(written=batch.num_rows)
 
     def _sync(self, force: bool) -> None:
         if self._segment is None or not self._segment.dirty:
@@ -212,7 +212,7 @@ class ServedLog:
             found = read_segment(segment.path)
         except InputError as error:  # not ours: left for a person to look at
             log.error("served log: %s", error)
-            self.counts["errors"] += 1
+            self.counts.add(errors=1)
             segment.close()
             return True
         except OSError as error:
@@ -225,15 +225,16 @@ class ServedLog:
         except (OSError, InputError) as error:
             self._complain(error)
             return False
-        self.counts["torn_bytes"] += found.torn
-        self.counts["published"] += found.table.num_rows
-        self.counts["recovered"] += 0 if len(segment.schema) else found.table.num_rows  # left by another process
+        self.counts.add(torn_bytes=found.torn)
+        self.counts.add(published=found.table.num_rows)
+        if not len(segment.schema):  # left by another process
+            self.counts.add(recovered=found.table.num_rows)
         return True
 
     def _complain(self, error: Exception) -> None:
         if self.counts["errors"] % 100 == 0:
             log.warning("served log %s: %s; it is tried again", self._name, error)
-        self.counts["errors"] += 1
+        self.counts.add(errors=1)
 
 
 def write_parquet(table: pa.Table, folder: str | Path, name: str) -> None:

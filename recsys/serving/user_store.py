@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,11 +19,13 @@ from typing import Any, Protocol
 import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from recsys.config import UsersConfig
 from recsys.contracts import Column, Contract, iter_parquet, open_parquet, read_parquet
 from recsys.errors import InputError
 from recsys.log import log, progress
+from recsys.serving.counts import Counts
 
 USERS = Contract("USERS", (Column("user_id", pa.string(), required=True, nullable=False),))
 _BREAK_SECONDS = 1.0  # a store that did not answer is left alone for so long
@@ -41,7 +42,7 @@ class UserStore(Protocol):
     """
 
     schema: pa.Schema
-    counts: Counter[str]
+    counts: Counts
 
     def get_many(self, ids: Sequence[str | None]) -> tuple[pa.Table, np.ndarray]:
         """Features of n users, one row each (nulls where unknown), and which were found: bool [n]."""
@@ -63,13 +64,19 @@ class ParquetUsers:
             raise InputError("user twice", file=path, column="user_id", row=row, got=ids[row],
                              expected="one row per user")
         self._table = table.drop_columns("user_id")
-        self.schema, self.counts = self._table.schema, Counter[str]()
+        for column in self._table.schema:
+            if pa.types.is_floating(column.type):
+                at = pc.index(pc.is_inf(table[column.name]), True).as_py()
+                if at >= 0:
+                    raise InputError("value not allowed", file=path, column=column.name, row=at,
+                                     got=table[column.name][at].as_py(), expected="a finite number or null")
+        self.schema, self.counts = self._table.schema, Counts()
 
     def get_many(self, ids: Sequence[str | None]) -> tuple[pa.Table, np.ndarray]:
         """As :class:`UserStore`."""
         rows = pa.array([None if user is None else self._rows.get(user) for user in ids], pa.int64())
         found = rows.is_valid().to_numpy(zero_copy_only=False)
-        self.counts.update(asked=len(ids), missing=int((~found).sum()))
+        self.counts.add(asked=len(ids), missing=int((~found).sum()))
         return self._table.take(rows), found
 
 
@@ -86,7 +93,7 @@ class RedisUsers:
     def __init__(self, url: str, prefix: str = "recsys", timeout_ms: float = 20.0) -> None:
         self._client, self._prefix = connect(url, timeout_ms / 1000), prefix
         self._error = _redis().RedisError
-        self.counts: Counter[str] = Counter()
+        self.counts = Counts()
         self._until = 0.0
         try:  # the first connection may take longer than an answer does
             held = connect(url, 5.0).get(f"{prefix}:users")
@@ -105,11 +112,11 @@ class RedisUsers:
         try:
             table = self._table(rows)
         except (pa.ArrowInvalid, pa.ArrowTypeError):  # JSON, but of other types
-            self.counts["damaged"] += sum(row is not None for row in rows)
+            self.counts.add(damaged=sum(row is not None for row in rows))
             rows = [None] * len(ids)
             table = self._table(rows)
         found = np.array([row is not None for row in rows], dtype=bool)
-        self.counts.update(asked=len(ids), missing=int((~found).sum()))
+        self.counts.add(asked=len(ids), missing=int((~found).sum()))
         return table, found
 
     def _table(self, rows: list[dict[str, Any] | None]) -> pa.Table:
@@ -124,7 +131,7 @@ class RedisUsers:
         except orjson.JSONDecodeError:
             row = None
         if not isinstance(row, dict):  # somebody else writes under this prefix
-            self.counts["damaged"] += 1
+            self.counts.add(damaged=1)
             return None
         return row
 
@@ -139,7 +146,7 @@ class RedisUsers:
                 if self.counts["failed"] == 0:
                     log.warning("user store: %s; requests go on without features of users", error)
                 self._until = time.monotonic() + _BREAK_SECONDS
-        self.counts["failed"] += len(ids)
+        self.counts.add(failed=len(ids))
         return [None] * len(ids)
 
 

@@ -14,14 +14,15 @@ import pytest
 
 from recsys.config import ServedLogConfig
 from recsys.errors import InputError
-from recsys.serving import served_log, segments
+from recsys.serving import segments, served_log
 from recsys.serving.served_log import LogFull, ServedLog
 
 SCHEMA = pa.schema([("id", pa.string()), ("p", pa.float64())])
 
 
 def batch(start: int, rows: int = 1, schema: pa.Schema = SCHEMA) -> pa.RecordBatch:
-    columns = {"id": [f"i{i}" for i in range(start, start + rows)], "p": [1 / (3 + i) for i in range(start, start + rows)]}
+    at = range(start, start + rows)
+    columns = {"id": [f"i{i}" for i in at], "p": [1 / (3 + i) for i in at]}
     return pa.RecordBatch.from_pydict({n: columns.get(n, [None] * rows) for n in schema.names}, schema)
 
 

@@ -42,7 +42,7 @@ def test_a_snapshot_answers_in_the_order_asked_and_counts_the_unknown(parquet):
 
 def test_a_user_twice_is_named(tmp_path):
     pq.write_table(pa.concat_tables([USERS, USERS.slice(4, 1)]), tmp_path / "users.parquet")
-    with pytest.raises(InputError, match="user twice.*'u4'"):
+    with pytest.raises(InputError, match=r"user twice.*'u4'"):
         ParquetUsers(tmp_path / "users.parquet")
 
 
