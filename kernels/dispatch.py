@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from functools import cache
 from typing import Literal, get_args
 
 import torch
@@ -22,12 +21,8 @@ from recsys.errors import InputError
 
 Kernels = Literal["auto", "reference", "triton"]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-@cache
-def has_triton() -> bool:
-    """Whether the package is installed (it comes with PyTorch's CUDA builds for Linux)."""
-    return importlib.util.find_spec("triton") is not None
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+"""Whether the package is installed (it comes with PyTorch's CUDA builds for Linux)."""
 
 
 def interpreted() -> bool:
@@ -46,7 +41,7 @@ def uses_triton(kernels: str, x: torch.Tensor) -> bool:
         raise InputError("no such kernels", column="model.kernels", got=kernels, expected="auto, reference or triton")
     if kernels == "reference":
         return False
-    able = has_triton() and (x.device.type == "cuda" or (interpreted() and kernels == "triton")) and x.dtype in DTYPES
+    able = HAS_TRITON and (x.device.type == "cuda" or (interpreted() and kernels == "triton")) and x.dtype in DTYPES
     if kernels == "triton" and not able:
         raise InputError("Triton kernels cannot run here", column="model.kernels", got=f"{x.device.type}, {x.dtype}",
                          expected="a CUDA device (or TRITON_INTERPRET=1), the package triton, and " +

@@ -9,10 +9,13 @@ Shape suffixes: B rows, L items of a history, D width of an item.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+from recsys.kernels.dispatch import uses_triton
+from recsys.kernels.target_attention import target_attention
 from recsys.models.layers import mlp
 
 
@@ -23,10 +26,12 @@ class TargetAttention(nn.Module):
         size: width of the ad's vector and of an item's.
         hidden: hidden layers of the scoring MLP.
         dim: both are projected to this width by one matrix before they are compared; None: compared as they are.
+        kernels: ``ModelConfig.kernels``; the Triton kernel takes one hidden layer, deeper ones are PyTorch's.
     """
 
-    def __init__(self, size: int, hidden: Sequence[int], dim: int | None = None) -> None:
+    def __init__(self, size: int, hidden: Sequence[int], dim: int | None = None, kernels: str = "auto") -> None:
         super().__init__()
+        self._kernels, self._layers = kernels, len(hidden)
         self.project = nn.Linear(size, dim, bias=False) if dim else nn.Identity()
         last = nn.Linear((4 * (dim or size), *hidden)[-1], 1, bias=False)
         nn.init.zeros_(last.weight)
@@ -38,12 +43,19 @@ class TargetAttention(nn.Module):
         Args:
             ad_BD: the ad's vector.
             items_BLD: the items' vectors.
-            there_BL: bool, False for the places that a short history leaves empty; what stands there is not looked at.
+            there_BL: bool, False for the places at its end that a short history leaves empty; what stands there is not
+                looked at.
 
         Returns:
             [B, D], the weighted mean of the items; zeros for an empty history.
         """
         items = self.project(items_BLD)
+        if self._layers == 1 and uses_triton(self._kernels, items_BLD):
+            (hidden, _), last = cast(Any, self.score)
+            rows, length, _ = items.shape
+            starts = torch.arange(rows, device=items.device) * length
+            return target_attention(self.project(ad_BD), items.flatten(0, 1), items_BLD.flatten(0, 1), starts,
+                                    there_BL.sum(1), length, hidden.weight, hidden.bias, last.weight[0], "triton")
         ad = self.project(ad_BD).unsqueeze(1).expand_as(items)
         scores_BL = self.score(torch.cat([ad, items, ad - items, ad * items], dim=2)).squeeze(2).float()
         # The smallest number and not -inf: a row without any item would be 0/0, and its gradient with it.

@@ -80,9 +80,11 @@ class Ranker(nn.Module):
             if self._ad is None and self.ad_tower is None:
                 raise InputError("history attention without an ad", column="model.history", got=list(inputs.features),
                                  expected=f"the feature {_AD}, or an arm with content")
-            self.attention = nn.ModuleDict({n: TargetAttention(dim, config.attention) for n in self._histories})
+            self.attention = nn.ModuleDict({n: TargetAttention(dim, config.attention, kernels=config.kernels)
+                                            for n in self._histories})
         if self.user_tower is not None and config.history == "attention":
-            self.content_attention = TargetAttention(self.content.shape[1], config.attention, dim)
+            self.content_attention = TargetAttention(self.content.shape[1], config.attention, dim,
+                                                     config.kernels)
         looked_up = len(self._plain) + len(self._histories) if self._histories else len(inputs.features)
         self.dim, self.dense_at = dim, looked_up
         self.vectors = looked_up + sum(m is not None for m in (self.bottom, self.ad_tower, self.user_tower))

@@ -20,7 +20,7 @@ def test_a_cpu_gets_triton_only_where_asked_for_and_interpreted(monkeypatch: pyt
 def test_without_the_package_or_for_double_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="float64"):
         dispatch.uses_triton("triton", torch.zeros(2, dtype=torch.float64))
-    monkeypatch.setattr(dispatch, "has_triton", lambda: False)
+    monkeypatch.setattr(dispatch, "HAS_TRITON", False)
     assert not dispatch.uses_triton("auto", torch.zeros(2, device="meta"))
     with pytest.raises(InputError, match="package triton"):
         dispatch.uses_triton("triton", torch.zeros(2))

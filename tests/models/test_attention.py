@@ -152,3 +152,23 @@ def test_values_are_finite_under_bfloat16() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         low = model(_batch([[3, 4, 5], [], [6, 7]])).float()
     np.testing.assert_allclose(low.detach(), model(_batch([[3, 4, 5], [], [6, 7]])).detach(), atol=0.05)
+
+
+@pytest.mark.parametrize("dim", [None, 3])
+@pytest.mark.parametrize("hidden", [(8,), (8, 4)])
+def test_kernels_change_no_result(dim: int | None, hidden: tuple[int, ...]) -> None:
+    r = torch.Generator().manual_seed(0)
+    plain, fused = TargetAttention(5, hidden, dim), TargetAttention(5, hidden, dim, "triton")
+    _stir(torch.nn.ModuleDict({"attention": plain}))
+    fused.load_state_dict(plain.state_dict())
+    ad, wide = torch.randn(3, 5, generator=r), torch.randn(3, 6, 5, generator=r)
+    there = torch.tensor([[True, True, False, False], [False] * 4, [True] * 4])
+    weight = torch.randn(3, 5, generator=r)
+    found = []
+    for layer in (plain, fused):
+        query, items = ad.clone().requires_grad_(), wide.clone().requires_grad_()
+        pooled = layer(query, items[:, 1:5], there)
+        grads = torch.autograd.grad((pooled * weight).sum(), [query, items, *layer.parameters()])
+        found.append([pooled, *grads])
+    for mine, oracle in zip(*reversed(found), strict=True):
+        torch.testing.assert_close(mine, oracle, atol=1e-5, rtol=1e-4)

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recsys.kernels.target_attention import target_attention, target_attention_reference
+
+from tests.kernels.parity import compiles_and_exports, drawn, dtypes, same_as
+
+
+def _history(lengths: list[int], gap: int = 0) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+    """starts, lengths, longest, items: with ``gap`` items between two histories that belong to none."""
+    long = torch.tensor(lengths, dtype=torch.int64)
+    starts = torch.cumsum(long + gap, 0) - long
+    return starts, long, max(lengths, default=0), sum(lengths) + gap * len(lengths)
+
+
+def _inputs(batch: int, items: int, dim: int, width: int, hidden: int, dtype: torch.dtype,
+            contiguous: bool = True) -> list[torch.Tensor]:
+    shapes = [(batch, dim), (items, dim), (items, width), (hidden, 4 * dim), (hidden,), (hidden,)]
+    inputs = [drawn(shape, dtype, contiguous, seed) for seed, shape in enumerate(shapes)]
+    return [*inputs[:3], inputs[3] / (4 * dim) ** 0.5, inputs[4], inputs[5] / hidden**0.5]
+
+
+@given(lengths=st.lists(st.integers(0, 40), max_size=4), dim=st.integers(1, 20), width=st.integers(1, 20),
+       hidden=st.integers(1, 20), gap=st.integers(0, 2), dtype=dtypes, contiguous=st.booleans())
+@settings(max_examples=20)
+def test_forward_and_gradients_equal_the_oracles(lengths: list[int], dim: int, width: int, hidden: int, gap: int,
+                                                 dtype: torch.dtype, contiguous: bool) -> None:
+    starts, long, longest, items = _history(lengths, gap)
+
+    def op(query, keys, values, weight, bias, out, kernels):  # type: ignore[no-untyped-def]
+        return target_attention(query, keys, values, starts, long, longest, weight, bias, out, kernels)
+
+    same_as(lambda *x: op(*x, "reference"), lambda *x: op(*x, "triton"),
+            _inputs(len(lengths), items, dim, width, hidden, dtype, contiguous))
+
+
+def test_keys_may_be_the_values() -> None:
+    starts, long, longest, items = _history([3, 0, 18])
+    query, keys, _, *layers = _inputs(3, items, 5, 5, 8, torch.float32)
+
+    def op(kernels):  # type: ignore[no-untyped-def]
+        return lambda q, k, *rest: target_attention(q, k, k, starts, long, longest, *rest, kernels)
+
+    same_as(op("reference"), op("triton"), [query, keys, *layers])
+
+
+def test_the_oracle_is_the_formula() -> None:
+    starts, long, longest, items = _history([2, 0, 3])
+    query, keys, values, weight, bias, out = _inputs(3, items, 4, 6, 5, torch.float64)
+    found = target_attention_reference(query, keys, values, starts, long, longest, weight, bias, out)
+    assert not found[1].any()
+    for b in (0, 2):
+        k, v = (t[starts[b] : starts[b] + long[b]] for t in (keys, values))
+        q = query[b].expand_as(k)
+        scores = (weight @ torch.cat([q, k, q - k, q * k], 1).T + bias[:, None]).relu().T @ out
+        torch.testing.assert_close(found[b], scores.softmax(0) @ v, rtol=1e-6, atol=1e-6)
+
+
+def test_is_an_operator_of_torch_library() -> None:
+    starts, long, longest, items = _history([3, 0, 2], gap=1)
+    query, keys, values, weight, bias, out = (t.requires_grad_() for t in _inputs(3, items, 4, 6, 5, torch.float32))
+    base, w_key, w_product = torch.randn(3, 5), torch.randn(5, 4), torch.randn(5, 4)
+    inputs = [t.detach().requires_grad_() for t in (base, query, keys, values, w_key, w_product, out)]
+    torch.library.opcheck(torch.ops.recsys.target_attention.default, (*inputs, starts, long))
+    plain = [t.detach() for t in inputs]
+    pooled, scores, total = torch.ops.recsys.target_attention(*plain, starts, long)
+    torch.library.opcheck(torch.ops.recsys.target_attention_backward.default,
+                          (torch.ones_like(pooled), pooled, *plain, starts, long, scores, total))
+    compiles_and_exports(lambda q, k, v, w, b, o: target_attention(q, k, v, starts, long, longest, w, b, o, "triton"),
+                         query, keys, values, weight, bias, out)
