@@ -61,13 +61,18 @@ class DenseColumn:
         """Encoded features of this column."""
         return 1 + self.indicator
 
+    @staticmethod
+    def scale_block(values: np.ndarray, mean: np.ndarray, factor: np.ndarray) -> np.ndarray:
+        """(signed_log1p(values) - mean) factor, cut off at 10 deviations; NaN stays; keeps the dtype."""
+        scaled = signed_log1p(values)
+        scaled -= mean
+        scaled *= factor
+        return np.clip(scaled, -_CLIP, _CLIP, out=scaled)
+
     def encode_into(self, values: np.ndarray, out: np.ndarray) -> None:
         """Write float [n] with NaN for missing into float32 [width, n]."""
         kind = values.dtype.type
-        scaled = signed_log1p(values)
-        scaled -= kind(self.mean)
-        scaled *= kind(1.0 / self.scale)
-        np.clip(scaled, kind(-_CLIP), kind(_CLIP), out=scaled)
+        scaled = self.scale_block(values, kind(self.mean), kind(1.0 / self.scale))
         missing = np.isnan(scaled)
         if self.indicator:
             out[1] = missing

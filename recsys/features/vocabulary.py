@@ -125,6 +125,16 @@ class Vocabulary:
             rows[missing] = OUT_OF_VOCABULARY
         return rows
 
+    def encode_integers(self, values: np.ndarray, name: str) -> np.ndarray:
+        """:meth:`encode` of a column without nulls that is there as int64 [n].
+
+        Raises:
+            InputError: ``identity``: the first integer outside [0, rows), with its row.
+        """
+        if self.kind == "identity":
+            return identity_rows(values, self.rows, name)
+        return self._integer_rows(values, None)
+
     def _unique_rows(self, values: pa.Array) -> np.ndarray:
         if self.kind == "hash":
             rows = (stable_hash(values) % np.uint64(self.rows - 1)).astype(np.int32) + 1
@@ -182,13 +192,15 @@ class Vocabulary:
         return check_rows(rows.take(indices.to_numpy(zero_copy_only=False)), self.rows, name, file)
 
 
-def identity_rows(column: pa.Array, rows: int, name: str, file: str | Path | None = None) -> np.ndarray:
+def identity_rows(column: pa.Array | np.ndarray, rows: int, name: str, file: str | Path | None = None) -> np.ndarray:
     """Integers in [0, rows) as they are, int32 [n].
 
     Raises:
         InputError: a type that holds no integers; the first null or value out of range, with its row.
     """
     expected = f"an integer in [0, {rows})"
+    if isinstance(column, np.ndarray):
+        return _within(column, rows, name, file, expected)
     if not pa.types.is_integer(column.type):
         try:
             column = column.cast(pa.int64())
@@ -198,7 +210,10 @@ def identity_rows(column: pa.Array, rows: int, name: str, file: str | Path | Non
     if column.null_count:
         raise InputError("null id", file=file, column=name, row=pc.index(pc.is_null(column), True).as_py(), got="null",
                          expected=expected)
-    values = column.to_numpy(zero_copy_only=False)
+    return _within(column.to_numpy(zero_copy_only=False), rows, name, file, expected)
+
+
+def _within(values: np.ndarray, rows: int, name: str, file: str | Path | None, expected: str) -> np.ndarray:
     if len(values) and (values.min() < 0 or values.max() >= rows):
         at = int(np.flatnonzero((values < 0) | (values >= rows))[0])
         raise InputError("id out of range", file=file, column=name, row=at, got=int(values[at]), expected=expected)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from recsys.errors import InputError
 from recsys.features.encoders import FeatureEncoder
 from recsys.features.vocabulary import Vocabulary
 from recsys.models.build import build_model
+from recsys.models.calibration import Calibration
 from recsys.models.embeddings import SparseOptions
 from recsys.models.ranker import Ranker
 from recsys.stage import sha256_file, write_json
@@ -45,6 +46,8 @@ class Bundle:
         content: float32 [N + 1, C], the frozen content matrix, or None.
         transform: what made it from raw content vectors.
         quantiser: what makes semantic ids from raw content vectors, where the ranker has them.
+        calibration: what becomes of the log odds; the identity for what ``recsys train`` wrote.
+        bfloat16: matrix products are of bfloat16 (under autocast).
     """
 
     models: tuple[Ranker, ...]
@@ -55,6 +58,8 @@ class Bundle:
     content: np.ndarray | None = None
     transform: CorpusTransform | None = None
     quantiser: ResidualQuantiser | None = None
+    calibration: Calibration = field(default_factory=Calibration)
+    bfloat16: bool = False
 
     def with_ads(self, ids: list[str], vectors: np.ndarray) -> Bundle:
         """The same ranker with the content of further ads: made since training, or with a new text.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
 
@@ -12,6 +12,8 @@ from recsys.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from recsys.serving.scorer import Scorer
 
 HEAD_COLUMNS = {"click": "p_click", "engage": "p_engage", "convert": "p_convert"}
 """Head of a model -> its column in SCORES."""
@@ -52,8 +54,8 @@ class ScorerLike(Protocol):
         """
 
 
-def load_scorer(model: str | Path, device: str = "auto") -> ScorerLike:
-    """Load a model folder (``recsys train``).
+def load_scorer(model: str | Path, device: str = "auto") -> Scorer:
+    """Load a model folder (``recsys train``) or a bundle (``recsys export``).
 
     Args:
         model: the folder.
@@ -64,7 +66,7 @@ def load_scorer(model: str | Path, device: str = "auto") -> ScorerLike:
     """
     from recsys.serving.scorer import Scorer
 
-    return cast(ScorerLike, Scorer.load(Path(model), device=device))
+    return Scorer.load(Path(model), device=device)
 
 
 def device_of(scorer: ScorerLike) -> str:

@@ -148,3 +148,28 @@ def test_an_ad_made_after_training_scores_as_its_twin(with_semantic_ids: Path) -
 def test_bad_new_ads_are_refused(with_semantic_ids: Path, ids: list[str], vectors: np.ndarray, words: str) -> None:
     with pytest.raises(InputError, match=words):
         Scorer.load(with_semantic_ids).with_ads(ids, vectors)
+
+
+def test_arrays_score_as_their_table(model_dir: Path) -> None:
+    scorer, table = Scorer.load(model_dir), toy_table(30, 4)
+    arrays = {n: table[n].to_numpy(zero_copy_only=False) for n in scorer.columns if n not in scorer.lists}
+    arrays |= {n: table[n].to_pylist() for n in scorer.lists}
+    want = scorer.score(table)["click"]
+    np.testing.assert_allclose(scorer.score_arrays(arrays)["click"], want, atol=1e-7)
+    np.testing.assert_allclose(scorer.score_encoded(scorer.encoder.encode(table))["click"], want, atol=0)
+    with pytest.raises(InputError, match="missing column"):
+        scorer.score_arrays({n: a for n, a in arrays.items() if n != "price"})
+    with pytest.raises(InputError, match="different lengths"):
+        scorer.score_arrays({**arrays, "price": arrays["price"][:-1]})
+    with pytest.raises(InputError, match="list features"):
+        scorer.score_block(np.zeros((1, 1)), np.zeros((1, 3), np.int64))
+
+
+def test_threads_share_a_scorer(model_dir: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    scorer, tables = Scorer.load(model_dir), [toy_table(200, seed) for seed in range(8)]
+    want = [scorer.score(t)["click"] for t in tables]
+    with ThreadPoolExecutor(4) as pool:
+        for a, b in zip(want, pool.map(lambda t: scorer.score(t)["click"], tables), strict=True):
+            np.testing.assert_array_equal(a, b)

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from recsys.models.embeddings import Table
+from recsys.models.embeddings.quantised import Packed, QuantisedEmbeddings, dequantise, quantise, row_bytes
+
+TABLES = [Table("ad", 50, ("ad", "history")), Table("site", 7, ("site",))]
+
+
+@pytest.mark.parametrize("dim", [4, 5, 16])
+@pytest.mark.parametrize(("bits", "codes"), [("int8", 255), ("int4", 15), ("fp32", 0)])
+def test_rows_are_off_by_half_a_code_at_most(dim: int, bits: str, codes: int) -> None:
+    torch.manual_seed(0)
+    weights = torch.cat([torch.randn(40, dim), torch.zeros(1, dim), torch.full((1, dim), 0.3), torch.randn(1, dim) * 50,
+                         torch.randn(3, dim) * 1e-7])
+    packed = quantise(weights, bits)  # type: ignore[arg-type]
+    assert packed.shape == (46, row_bytes(dim, bits))  # type: ignore[arg-type]
+    error = (dequantise(packed, dim, bits) - weights).abs()  # type: ignore[arg-type]
+    if not codes:
+        assert not error.any()
+        return
+    span = (weights.max(1).values - weights.min(1).values)[:, None]
+    # half precision keeps 11 bits of scale and bias, and nothing below 6e-8
+    assert (error <= 0.5 * span / codes + 1e-3 * weights.abs().max(1).values[:, None] + 0.002 * span + 1e-6).all()
+
+
+@pytest.mark.parametrize("bits", ["int8", "int4", "fp32"])
+def test_lookup_is_the_mean_of_dequantised_rows(bits: str) -> None:
+    torch.manual_seed(0)
+    packed = Packed.of({"ad": torch.randn(50, 6), "site": torch.randn(7, 6)}, 6, bits)  # type: ignore[arg-type]
+    tables = QuantisedEmbeddings(TABLES, packed)
+    ad, site = tables.weights().values()
+    sparse = KeyedJaggedTensor(  # in another order than the tables' features
+        keys=["ad", "site", "history"], stride=3, values=torch.tensor([1, 2, 0, 3, 4, 49, 6, 6], dtype=torch.int32),
+        lengths=torch.tensor([1, 1, 0, 1, 1, 1, 3, 0, 0], dtype=torch.int32))
+    want = torch.zeros(3, 3, 6)
+    want[0, 0], want[1, 0], want[0, 1] = ad[1], ad[2], (ad[49] + 2 * ad[6]) / 3
+    want[:, 2] = site[[0, 3, 4]]
+    torch.testing.assert_close(tables(sparse), want)
+    narrow = QuantisedEmbeddings(TABLES, packed, torch.bfloat16)(sparse)
+    assert narrow.dtype == torch.bfloat16
+    torch.testing.assert_close(narrow.float(), want, atol=0.02, rtol=0.01)
+
+
+def test_a_block_of_another_length_is_refused() -> None:
+    packed = Packed.of({"ad": torch.randn(50, 8)}, 8, "int8")
+    with pytest.raises(RuntimeError, match="expected"):
+        QuantisedEmbeddings(TABLES, packed)
