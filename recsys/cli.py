@@ -17,6 +17,7 @@ from recsys.evaluation.certify.commands import certify
 from recsys.evaluation.offpolicy.commands import ope, thompson_policy
 from recsys.experiment.commands import ledger, tune
 from recsys.log import log, setup_logging
+from recsys.planning.commands import plan
 from recsys.retrieval.commands import index, search
 from recsys.serving.commands import score, serve
 
@@ -201,6 +202,7 @@ app.command("index")(index)
 app.command("search")(search)
 app.command("tune")(tune)
 app.command("ledger")(ledger)
+app.command("plan")(plan)
 app.command("ab")(ab)
 app.command("power")(power)
 app.command("score")(score)

@@ -78,3 +78,14 @@ def test_semantic_ids_without_content_are_refused_in_every_arm_not_only_the_last
              "encoders": {"words": {"kind": "hashed"}}, "arms": arms}
     with pytest.raises(InputError, match=r"arms\.ids\.semantic_ids"):
         parse_model(ExperimentConfig, value, "x.yaml")
+
+
+@pytest.mark.parametrize("setting", [{"parallel": {"sharding": "row_wise"}}, {"parallel": {"communication": "float16"}},
+                                     {"tables": {"ad_id": {"sharding": "row_wise"}}}])
+def test_settings_of_sharded_tables_are_refused_where_another_backend_is_named(setting: dict):
+    value = {"name": "x", "data": {"recipe": "marketplace"}, "split": {"kind": "time"}, "training": setting}
+    for backend in ("fused", "dense"):
+        with pytest.raises(InputError, match="embeddings"):
+            parse_model(ExperimentConfig, {**value, "model": {"embeddings": backend}}, "x.yaml")
+    for backend in ("auto", "sharded"):
+        parse_model(ExperimentConfig, {**value, "model": {"embeddings": backend}}, "x.yaml")

@@ -22,13 +22,14 @@ from recsys.config.ranking import (
     ServedPolicyConfig,
     UsersConfig,
 )
+from recsys.config.scale import ScaleConfig, TableSize
 from recsys.config.training import ParallelConfig, ScheduleConfig, TableConfig, TrainingConfig
 
 __all__ = [
     "ArmConfig", "DataConfig", "DecisionConfig", "EncoderConfig", "EvaluationConfig", "ExperimentConfig",
     "FilesSplit", "GuardrailConfig", "IndexConfig", "ModelConfig", "MoneyConfig", "PacingConfig", "ParallelConfig",
-    "PolicyConfig", "RankingConfig", "RetrieveConfig", "ScheduleConfig", "SemanticIdConfig", "ServedArmConfig",
-    "ServedExperimentConfig", "ServedLogConfig", "ServedPolicyConfig", "ShareSplit", "SplitConfig", "Strict",
-    "TableConfig", "TrainingConfig", "UsersConfig", "apply_overrides", "find_resource", "load_config",
-    "parse_model", "read_yaml",
+    "PolicyConfig", "RankingConfig", "RetrieveConfig", "ScaleConfig", "ScheduleConfig", "SemanticIdConfig",
+    "ServedArmConfig", "ServedExperimentConfig", "ServedLogConfig", "ServedPolicyConfig", "ShareSplit",
+    "SplitConfig", "Strict", "TableConfig", "TableSize", "TrainingConfig", "UsersConfig", "apply_overrides",
+    "find_resource", "load_config", "parse_model", "read_yaml",
 ]

@@ -11,7 +11,8 @@ from recsys.config.content import EncoderConfig, IndexConfig, SemanticIdConfig
 from recsys.config.data import DataConfig, SplitConfig
 from recsys.config.evaluation import DecisionConfig, EvaluationConfig, MoneyConfig
 from recsys.config.model import ModelConfig
-from recsys.config.training import TrainingConfig
+from recsys.config.scale import ScaleConfig
+from recsys.config.training import ParallelConfig, TrainingConfig
 
 
 class ArmConfig(Strict):
@@ -47,6 +48,7 @@ class ExperimentConfig(Strict):
     evaluation: EvaluationConfig = EvaluationConfig()
     decision: DecisionConfig = DecisionConfig()
     money: MoneyConfig = MoneyConfig()
+    scale: ScaleConfig | None = Field(None, description="how large the job is in production: for recsys plan alone")
 
     @model_validator(mode="after")
     def _names_exist(self) -> ExperimentConfig:
@@ -65,6 +67,28 @@ class ExperimentConfig(Strict):
             wanted, measured = getattr(self.decision, key), getattr(self.evaluation, key)
             if wanted is not None and wanted != measured:
                 raise ValueError(f"decision.{key} is {wanted!r} but evaluation.{key} is {measured!r}: one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _scale_is_of_this(self) -> ExperimentConfig:
+        for name in () if self.scale is None else self.scale.parameters:
+            if name not in self.encoders:
+                raise ValueError(f"scale.parameters: {name!r} is not one of the encoders {sorted(self.encoders)}")
+        return self
+
+    @model_validator(mode="after")
+    def _sharding_has_shards(self) -> ExperimentConfig:
+        """What only sharded tables heed is refused where another backend is asked for by name, not ignored."""
+        if self.model.embeddings in ("fused", "dense"):
+            default = ParallelConfig()
+            for key in ("sharding", "communication", "uvm_caching"):
+                if getattr(self.training.parallel, key) != getattr(default, key):
+                    raise ValueError(f"training.parallel.{key}: needs model.embeddings sharded or auto, not "
+                                     f"{self.model.embeddings}")
+            for name, table in self.training.tables.items():
+                if table.sharding is not None:
+                    raise ValueError(f"training.tables.{name}.sharding: needs model.embeddings sharded or auto, not "
+                                     f"{self.model.embeddings}")
         return self
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -37,6 +38,21 @@ def factory_for(n: int, dim: int, config: IndexConfig) -> str:
     if n <= config.hnsw_up_to:
         return f"IVF{lists}_HNSW32,SQ8"
     return f"IVF{lists}_HNSW32,PQ{max(dim // 2, 1)}x4fs,Refine(SQ8)"
+
+
+def bytes_per_vector(factory: str, dim: int) -> float:
+    """Bytes that one more vector takes in an index of :func:`factory_for`, id included; centroids are left out.
+
+    Raises:
+        InputError: a factory string of another kind.
+    """
+    pq = re.search(r"PQ(\d+)x4fs", factory)
+    if factory == "Flat":
+        return 4.0 * dim
+    if "SQ8" not in factory or (pq is None) != ("Refine" not in factory):
+        raise InputError("an index whose size is not known", column="factory", got=factory,
+                         expected="Flat, or IVF... with SQ8")
+    return dim + 8.0 + (int(pq.group(1)) / 2 if pq else 0.0)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 
 from recsys.config import IndexConfig
 from recsys.errors import InputError, RecsysError, Refused
-from recsys.retrieval.engine import Allowed, Engine, factory_for, recall, tune
+from recsys.retrieval.engine import Allowed, Engine, bytes_per_vector, factory_for, recall, tune
 
 RUNGS = ("Flat", "IVF64,SQ8", "IVF64_HNSW32,SQ8", "IVF64_HNSW32,PQ16x4fs,Refine(SQ8)")
 N, DIM = 8000, 32
@@ -38,6 +38,19 @@ def test_the_ladder():
     assert [factory_for(n, 128, IndexConfig()) for n in sizes] == [
         "Flat", "Flat", "IVF1024,SQ8", "IVF4096,SQ8", "IVF32768_HNSW32,SQ8", "IVF65536_HNSW32,PQ64x4fs,Refine(SQ8)"]
     assert factory_for(10, 8, IndexConfig(factory="IVF2,SQ8")) == "IVF2,SQ8"
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_bytes_of_a_vector_are_those_of_the_file(rung):
+    """Two sizes of one index: what differs is the vectors' own bytes."""
+    sizes = [faiss.serialize_index(Engine.build(UNIT[:n], rung).index).nbytes for n in (4000, 8000)]
+    if "HNSW" in rung:  # the coarse graph's links are of the lists, as many in both
+        assert (sizes[1] - sizes[0]) / 4000 == pytest.approx(bytes_per_vector(rung, DIM), rel=0.25)
+    else:
+        assert (sizes[1] - sizes[0]) / 4000 == pytest.approx(bytes_per_vector(rung, DIM), rel=0.02)
+    for other in ("IVF64,PQ8", "HNSW32", "IVF64,PQ16x4fs"):
+        with pytest.raises(InputError, match="factory"):
+            bytes_per_vector(other, DIM)
 
 
 @pytest.mark.parametrize("rung", RUNGS)
