@@ -61,6 +61,8 @@ def serve(
     drain: Annotated[float, typer.Option(min=0, help="Seconds from SIGTERM, when the service says that it is not "
                                                      "ready, until it takes no more connections.")] = 0.0,
     access_log: Annotated[bool, typer.Option(help="One JSON object a request on standard output.")] = True,
+    ranking: Annotated[Path | None, typer.Option(help="ranking.yaml: serve /v1/rank, /v1/retrieve and /v1/feedback, "
+                                                      "too.")] = None,
     device: _Device = "auto",
 ) -> None:
     """Serve scores over HTTP until SIGTERM."""
@@ -68,7 +70,7 @@ def serve(
     from recsys.serving.http import serve as run
 
     settings = Settings(token=token, timeout=timeout, limits=Limits(requests=queue, batch_rows=batch_rows))
-    run(ServeOptions(_models(model), host, port, workers, device, drain, access_log, settings))
+    run(ServeOptions(_models(model), host, port, workers, device, drain, access_log, ranking, settings))
 
 
 def _models(given: list[str]) -> dict[str, Path]:

@@ -49,6 +49,7 @@ class ServedLog:
         config: folder, rotation, queue.
 
     Attributes:
+        name: as given.
         counts: rows appended, written, published, recovered; batches refused; errors; torn bytes found at recovery.
 
     Raises:
@@ -56,7 +57,7 @@ class ServedLog:
     """
 
     def __init__(self, name: str, config: ServedLogConfig) -> None:
-        self._name, self._config = name, config
+        self.name, self._config = name, config
         self._state = config.state or Path(config.folder) / "_state"
         self.counts = Counts()
         try:
@@ -117,7 +118,7 @@ class ServedLog:
         self._publisher.join(max(0.0, deadline - time.monotonic()))
         whole = not self._writer.is_alive() and not self._publisher.is_alive() and self._queue.empty()
         if not whole:
-            log.warning("served log %s: %d batches not written, segments left in %s for the next start", self._name,
+            log.warning("served log %s: %d batches not written, segments left in %s for the next start", self.name,
                         self._queue.qsize(), self._state)
         return whole
 
@@ -167,7 +168,7 @@ class ServedLog:
             self._rotate(force=True)  # another model, other columns
         if self._segment is None:
             now = dt.datetime.now(dt.UTC)
-            name = f"{self._name}-{now:%Y%m%dT%H%M%S}-{now.microsecond:06d}{secrets.token_hex(4)}"
+            name = f"{self.name}-{now:%Y%m%dT%H%M%S}-{now.microsecond:06d}{secrets.token_hex(4)}"
             self._segment = SegmentWriter(self._state / f"{name}{SUFFIX}", batch.schema)
             self._opened = time.monotonic()
         self._segment.append(batch)
@@ -233,7 +234,7 @@ class ServedLog:
 
     def _complain(self, error: Exception) -> None:
         if self.counts["errors"] % 100 == 0:
-            log.warning("served log %s: %s; it is tried again", self._name, error)
+            log.warning("served log %s: %s; it is tried again", self.name, error)
         self.counts.add(errors=1)
 
 

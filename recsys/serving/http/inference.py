@@ -17,7 +17,7 @@ from recsys.serving.http.service import Service
 from recsys.serving.requests import format_scores, parse_rows
 
 _PARSE_IN_THREAD = 1 << 18  # a larger JSON body would hold up the event loop for milliseconds
-_TIMEOUT = {"Timeout-Ms": {"type": "integer", "minimum": 1, "maximum": 3_600_000}}
+TIMEOUT_SCHEMA = {"Timeout-Ms": {"type": "integer", "minimum": 1, "maximum": 3_600_000}}
 _BINARY = {"Inference-Header-Content-Length": {"type": "integer", "minimum": 1}}
 _EXTENSIONS = ["binary_tensor_data", "model_repository", "model_repository(unload_dependents)"]
 
@@ -94,9 +94,9 @@ def inference_routes(service: Service) -> list[Route]:
     either = {"application/json": schemas.INFER_REQUEST, "application/octet-stream": None}
     return [
         *(Route("POST", p + "/infer", infer, "Scores of rows given as tensors", body=either,
-                answer=schemas.INFER_ANSWER, errors=(404, 504), headers=_TIMEOUT | _BINARY) for p in versions),
-        Route("POST", "/v1/score", score, "Scores of rows given as JSON objects", errors=(404, 504), headers=_TIMEOUT,
-              body={"application/json": schemas.SCORE_REQUEST}, answer=schemas.SCORE_ANSWER),
+                answer=schemas.INFER_ANSWER, errors=(404, 504), headers=TIMEOUT_SCHEMA | _BINARY) for p in versions),
+        Route("POST", "/v1/score", score, "Scores of rows given as JSON objects", errors=(404, 504),
+              headers=TIMEOUT_SCHEMA, body={"application/json": schemas.SCORE_REQUEST}, answer=schemas.SCORE_ANSWER),
         Route("GET", "/v2/health/live", live, "The process answers", free=True, answer=schemas.LIVE),
         Route("GET", "/v2/health/ready", ready, "All models are warm, and requests are taken", free=True,
               answer=schemas.READY, unready=schemas.READY),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -29,6 +30,9 @@ class Metrics:
         self.refused = Counter("recsys_requests_refused", "Requests that the queue had no room for", registry=own)
         self.expired = Counter("recsys_requests_expired", "Requests dropped after their deadline", registry=own)
         self.loads = Counter("recsys_model_loads", "Models loaded or not", ["model", "outcome"], registry=own)
+        self._events = Counter("recsys_events", "Counts of the ranking and its logs", ["of", "what"], registry=own)
+        self._followed: list[tuple[str, Mapping[str, int], dict[str, int]]] = []
+        self._following = threading.Lock()
         self._batch_rows = Histogram("recsys_batch_rows", "Rows of one call of the model", registry=own, buckets=_ROWS)
         self._model = Histogram("recsys_model_seconds", "Time of one call of the model", registry=own, buckets=_SECONDS)
         self._queue = Histogram("recsys_queue_seconds", "Time that a request waited for the model", registry=own,
@@ -42,8 +46,20 @@ class Metrics:
         for value in waited:
             self._queue.observe(value)
 
+    def follow(self, name: str, counts: Mapping[str, int]) -> None:
+        """Show counts that another part keeps, as ``recsys_events_total{of, what}``."""
+        self._followed.append((name, counts, {}))
+
+    def _catch_up(self) -> None:
+        with self._following:
+            for name, counts, shown in self._followed:
+                for what, value in list(counts.items()):
+                    self._events.labels(name, what).inc(value - shown.get(what, 0))
+                    shown[what] = value
+
     def page(self) -> bytes:
         """The page that Prometheus reads."""
+        self._catch_up()
         if SHARED not in os.environ:
             return generate_latest(self._registry)
         everyone = CollectorRegistry()

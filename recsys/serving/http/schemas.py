@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from recsys.contracts import SURFACES
+
 
 def _object(required: dict[str, Any], optional: dict[str, Any] | None = None) -> dict[str, Any]:
     return {"type": "object", "required": list(required), "properties": {**required, **(optional or {})}}
@@ -50,6 +52,27 @@ INFER_ANSWER = _object(
      "outputs": _list(_object({"name": _TEXT, "datatype": _DATATYPE, "shape": _SHAPE},
                               {"data": _list(_NUMBER), "parameters": _object({})}))},
     {"id": _TEXT})
+MOST_RETRIEVED = 10_000
+_NAME = {"type": "string", "pattern": "^[\\w.:@+/=-]{1,128}$"}
+RANK_REQUEST = _object(
+    {"surface": {"type": "string", "enum": list(SURFACES)},
+     "k": {"type": "integer", "minimum": 1, "description": "slots to fill, or ads to retrieve"}},
+    {"user_id": _NAME, "request_id": {**_NAME, "description": "names the decision, its impressions and its draw"},
+     "ts": {"type": "string", "format": "date-time"},
+     "context": {"type": "object", "description": "the columns that the configuration declares; null if missing"},
+     "candidates": _list(_TEXT, maxItems=MOST_RETRIEVED, uniqueItems=True),
+     "where": _list(_TEXT, maxItems=8, description="COLUMN=VALUE over the ads' columns")})
+RANK_ANSWER = _object({"request_id": _TEXT, "model_id": _TEXT, "policy_id": _TEXT, "ads": _list(_object(
+    {"impression_id": _TEXT, "slot": _NATURAL, "ad_id": _TEXT, "propensity": _NUMBER},
+    {"price_per_click": _NUMBER, "p_click": _NUMBER}))})
+RETRIEVE_ANSWER = _object({"request_id": _TEXT, "source": _TEXT, "user_known": _FLAG,
+                           "ads": _list(_object({"ad_id": _TEXT, "score": _NUMBER}))})
+FEEDBACK_REQUEST = _object({"events": _list(_object(
+    {"impression_id": {"type": "string", "pattern": "^[\\w.:@+/=-]{1,160}$"},
+     "kind": {"type": "string", "enum": ["click", "engage", "convert", "hide"]}},
+    {"ts": {"type": "string", "format": "date-time"}, "value": {"type": "number", "minimum": 0},
+     "dwell_ms": {"type": "number", "minimum": 0}, "event_id": _NAME}), minItems=1, maxItems=1000)})
+FEEDBACK_ANSWER = _object({"events": _NATURAL})
 SCORE_REQUEST = _object({"rows": _list({"type": "object", "description": "every input column of the model; null for a "
                                                                          "missing value"}, minItems=1)})
 SCORE_ANSWER = _object({"model_id": _TEXT, "scores": _list({"type": "object", "additionalProperties": _NUMBER})})

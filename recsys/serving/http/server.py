@@ -10,7 +10,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -23,8 +23,8 @@ from recsys.log import log, setup_logging
 from recsys.serving.http.app import App, make_app
 from recsys.serving.http.control import Control
 from recsys.serving.http.metrics import SHARED
-from recsys.serving.http.routes import access_line
-from recsys.serving.http.service import Settings
+from recsys.serving.http.routes import Route, access_line
+from recsys.serving.http.service import Service, Settings
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _KEEP_ALIVE = 75
@@ -46,6 +46,8 @@ class ServeOptions:
         drain: seconds between SIGTERM, from which on the service is not ready, and its refusing connections, for a
             load balancer to notice.
         access_log: write it to standard output.
+        ranking: YAML file of :class:`recsys.config.RankingConfig`, for /v1/rank and its like; budgets are shared out
+            over the workers.
         settings: token and bounds.
     """
 
@@ -56,6 +58,7 @@ class ServeOptions:
     device: str = "auto"
     drain: float = 0.0
     access_log: bool = True
+    ranking: Path | None = None
     settings: Settings = field(default_factory=Settings)
 
 
@@ -99,7 +102,7 @@ class _Server(uvicorn.Server):
 def _work(options: ServeOptions, listener: socket.socket, control: Control | None) -> None:
     """Serve in this process."""
     settings = replace(options.settings, access_log=access_line) if options.access_log else options.settings
-    app = make_app(options.models, settings, device=options.device, control=control)
+    app = make_app(options.models, settings, device=options.device, control=control, more=_ranking(options))
     # What the libraries hold stays for good: looking through it again and again would stop requests for 0.1 s.
     gc.collect()
     gc.freeze()
@@ -114,6 +117,19 @@ def _work(options: ServeOptions, listener: socket.socket, control: Control | Non
         _Server(config, app, options.drain).run([listener])
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _ranking(options: ServeOptions) -> list[Callable[[Service], Sequence[Route]]]:
+    if options.ranking is None:
+        return []
+    from recsys.config import RankingConfig, parse_model, read_yaml
+    from recsys.serving.http.rank_routes import rank_routes
+
+    config = parse_model(RankingConfig, read_yaml(options.ranking), options.ranking)
+    if config.pacing is not None:
+        share = config.pacing.share / options.workers
+        config = config.model_copy(update={"pacing": config.pacing.model_copy(update={"share": share})})
+    return [rank_routes(config)]
 
 
 def _bound(options: ServeOptions) -> socket.socket:

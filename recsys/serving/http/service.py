@@ -20,7 +20,7 @@ from recsys.serving.http.metrics import Metrics
 from recsys.serving.http.models import Models, Served, yield_to_others
 from recsys.serving.http.queue import Limits, ModelThread, QueueFullError
 from recsys.serving.http.routes import read_body
-from recsys.serving.protocol import HEAD_COLUMNS
+from recsys.serving.protocol import HEAD_COLUMNS, ScorerLike
 from recsys.serving.requests import check_probabilities
 
 T = TypeVar("T")
@@ -63,6 +63,8 @@ class Service:
 
     def __init__(self, models: Models, settings: Settings, metrics: Metrics, control: Control | None = None) -> None:
         self.models, self.settings, self.metrics = models, settings, metrics
+        self.at_end: list[Callable[[], Any]] = []
+        """Called when all requests have been answered."""
         self.draining = False
         """Set when the process has been told to end: it is not ready any more, but answers what comes."""
         self._control, self._thread = control, ModelThread(settings.limits, metrics)
@@ -87,6 +89,8 @@ class Service:
         if self._control is not None:
             await asyncio.to_thread(self._control.stop)
         await asyncio.to_thread(self._thread.stop)
+        for function in self.at_end:
+            await asyncio.to_thread(function)
         self._loader.shutdown(wait=False, cancel_futures=True)
 
     async def body(self, request: Request, queued: bool = True) -> bytes:
@@ -116,14 +120,19 @@ class Service:
             self._reading -= 1
 
     async def score(self, served: Served, table: pa.Table, timeout: float) -> dict[str, np.ndarray]:
-        """Output name -> float64 [n] probabilities, batched with other requests' rows.
+        """Output name -> float64 [n] probabilities; raises as :meth:`heads` does."""
+        heads = await self.heads(served.scorer, table, timeout)
+        return {HEAD_COLUMNS[head]: values for head, values in heads.items()}
+
+    async def heads(self, scorer: ScorerLike, table: pa.Table, timeout: float) -> dict[str, np.ndarray]:
+        """Head -> float64 [n] probabilities, batched with other requests' rows.
 
         Raises:
             InputError: rows that the model cannot take; and what :meth:`ModelThread.score` raises.
         """
-        heads = await self._thread.score(served.scorer, table, timeout)
+        heads = await self._thread.score(scorer, table, timeout)
         check_probabilities(heads)
-        return {HEAD_COLUMNS[head]: values for head, values in heads.items()}
+        return heads
 
     async def call(self, function: Callable[[], T], rows: int, timeout: float) -> T:
         """Run a function in the model's thread, under the same bounds: for routes that do more than score rows."""
