@@ -12,9 +12,10 @@ import typer
 
 from recsys import __version__
 from recsys.errors import InputError, RecsysError, Stopped
-from recsys.evaluation.ab.commands import ab, power
+from recsys.evaluation.ab.commands import power
 from recsys.evaluation.certify.commands import certify
 from recsys.evaluation.offpolicy.commands import ope, thompson_policy
+from recsys.experiment.ab import ab
 from recsys.experiment.commands import ledger, tune
 from recsys.log import log, setup_logging
 from recsys.planning.commands import plan

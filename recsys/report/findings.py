@@ -25,9 +25,9 @@ def weak_looks(lift: Mapping[str, Any]) -> str:
 
 def segment_finding(lift: Mapping[str, Any]) -> str:
     """Whether any arm's lift is seen to differ between the segments of a column; empty without segments."""
-    alpha = (lift.get("decision") or {}).get("alpha", 0.05)
+    alpha = (lift.get("decision") or lift).get("alpha", 0.05)
     tests = {(column, arm): one["heterogeneity"]["p_adjusted"] for column, found in (lift.get("segments") or {}).items()
-             for arm, one in found["arms"].items() if one["heterogeneity"]}
+             for arm, one in found.get("arms", {}).items() if one["heterogeneity"]}
     if not tests:
         return "Not enough evidence to tell whether any arm's lift differs between segments." if lift.get(
             "segments") else ""

@@ -20,7 +20,8 @@ GOALS = {"cost_per_click": "advertisers' cost per click", "latency_ms": "scoring
          "welfare_per_mille": "advertisers' value per thousand", "ctr": "click-through rate",
          "engagement": "engaged clicks", "revenue_per_mille": "ad revenue per thousand",
          "conversion": "conversion rate", "hide": "hide rate", "dwell_ms": "dwell time"}
-METHODS = {"offpolicy": "off-policy estimation from logged propensities", "randomized": "randomised test"}
+METHODS = {"offpolicy": "off-policy estimation from logged propensities", "randomized": "randomised test",
+           "experiment": "randomised experiment"}
 INTERVALS = {"betting": "betting intervals", "el": "empirical likelihood", "t": "Student t",
              "t+el": "hull of Student t and empirical likelihood", "t+bootstrap": "hull of Student t and bootstrap"}
 DIAGNOSTICS = {"ess": "effective sample size", "effective_clicks": "effective clicks", "max_weight": "largest weight",

@@ -14,7 +14,7 @@ from recsys.evaluation.ab.breakdown import growth_of, segment_lifts
 from recsys.evaluation.ab.parts import read_segment_parts, read_time_parts
 from recsys.evaluation.ab.units import Metric, parse_metric, read_units
 from tests.evaluation.ab.samples import exposures, written
-from tests.evaluation.ab.test_commands import ab
+from tests.experiment.test_ab import ab
 
 CTR, PLAN = parse_metric("click/rows"), Plan("a")
 
