@@ -20,14 +20,23 @@ from recsys.evaluation.ab.parts import Parts
 from recsys.evaluation.ab.units import Metric, Units
 from recsys.evaluation.comparison import ArmRows, Comparison, at_least, ends
 from recsys.evaluation.decision import adjust
-from recsys.evaluation.intervals import EXPLORATORY_CLUSTERS, Choice, Floats, choose_interval, effective
+from recsys.evaluation.intervals import (
+    EXPLORATORY_CLICKS,
+    EXPLORATORY_CLUSTERS,
+    Choice,
+    Floats,
+    choose_interval,
+    effective,
+)
 from recsys.evaluation.segments import Segments, equal_lifts
 from recsys.evaluation.shrinkage import shrink
 
+ENOUGH = min(EXPLORATORY_CLICKS, EXPLORATORY_CLUSTERS)  # of units and of events, in either arm
+
 
 def contrast_of(units: Units, metric: Metric, baseline: str, arm: str, confidence: float,
-                tuning: float | None) -> tuple[Contrast, Choice]:
-    """A comparison and the evidence that it rests on.
+                tuning: float | None) -> tuple[Contrast, Choice, bool]:
+    """A comparison, the label of its evidence, and whether units and events are enough for the central limit theorem.
 
     Raises:
         Refused: nothing to compare, or too little evidence.
@@ -38,7 +47,7 @@ def contrast_of(units: Units, metric: Metric, baseline: str, arm: str, confidenc
         raise Refused(f"the baseline's {metric.name} is not above zero: there is no relative lift")
     events = min(effective(units.of(a, metric.numerator)) for a in (baseline, arm))
     size = min(len(units.of(a, metric.numerator)) for a in (baseline, arm))
-    return made, choose_interval(size, events, size)
+    return made, choose_interval(size, events, size), min(events, size) >= ENOUGH
 
 
 def segment_lifts(parts: Mapping[str, Parts], metric: Metric, overall: Mapping[str, float], baseline: str,
@@ -89,9 +98,10 @@ def _uneven(made: Parts, count: NDArray[np.int64]) -> str:
 def _arm(made: Parts, own: list[Parts], metric: Metric, overall: float, baseline: str, arm: str, confidence: float,
          tuning: float | None) -> dict[str, Any]:
     found: dict[str, dict[str, Any]] = {}
-    for label, part in zip(made.labels, own, strict=True):
+    tested: list[int] = []
+    for g, (label, part) in enumerate(zip(made.labels, own, strict=True)):
         try:
-            contrast, choice = contrast_of(part.lines, metric, baseline, arm, confidence, tuning)
+            contrast, choice, enough = contrast_of(part.lines, metric, baseline, arm, confidence, tuning)
         except Refused as refused:
             found[label] = {"refused": str(refused)}
             continue
@@ -99,26 +109,30 @@ def _arm(made: Parts, own: list[Parts], metric: Metric, overall: float, baseline
         found[label] = {"lift": ends(at_least(contrast.relative, -1.0)), "se": contrast.relative.se,
                         "p_value": contrast.absolute.p_value, "interval_method": contrast.relative.method,
                         "label": choice.label, "shrunk": None}
-    told = [g for g, label in enumerate(made.labels) if "lift" in found[label]]
-    noisy = [made.labels[g] for g in told if found[made.labels[g]]["se"] > 0]
+        tested += [g] if enough else []
+    noisy = [label for label, line in found.items() if line.get("se")]
     shrunk = shrink([found[n]["lift"]["estimate"] for n in noisy], [found[n]["se"] for n in noisy], overall)
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     for name, estimate, se in zip(noisy, shrunk.estimate, shrunk.se, strict=True):
         if shrunk.between is not None:
-            found[name]["shrunk"] = {"estimate": float(estimate), "low": max(-1.0, float(estimate - z * se)),
-                                     "high": float(estimate + z * se)}
-    return {"heterogeneity": _same(made, told, metric, baseline, arm, confidence), "between_sd": shrunk.between,
+            sure = made.labels.index(name) in tested
+            found[name]["shrunk"] = {"estimate": float(estimate),
+                                     "low": max(-1.0, float(estimate - z * se)) if sure else None,
+                                     "high": float(estimate + z * se) if sure else None}
+    return {"heterogeneity": _same(made, tested, metric, baseline, arm, confidence), "between_sd": shrunk.between,
             "values": found}
 
 
 def _same(made: Parts, told: list[int], metric: Metric, baseline: str, arm: str,
           confidence: float) -> dict[str, Any] | None:
-    """:func:`recsys.evaluation.segments.equal_lifts` of two arms with units of their own.
+    """:func:`recsys.evaluation.segments.equal_lifts` of arms with units of their own; None for fewer than two parts.
 
     A unit's line in segment g becomes a row d r_k + 1[its arm is k] (y - r_k d) D / D_k for each arm k: y and d its
     numerator and denominator, r_k the arm's ratio in g, D_k the arm's denominator there, D that of both. The rows of an
     arm sum to D r_k, and their deviations are the influence of the unit on it.
     """
+    if len(told) < 2:
+        return None
     pair = [made.lines.arms.index(a) for a in (baseline, arm)]
     kept = made.where(np.isin(made.lines.arm, pair) & np.isin(made.part, told))
     y = kept.lines.values[metric.numerator]
@@ -170,8 +184,8 @@ def growth_of(made: Parts, column: str, metric: Metric, baseline: str, confidenc
             if n < EXPLORATORY_CLUSTERS:
                 continue
             try:
-                wide, _ = contrast_of(units, metric, baseline, arm, confidence, tuning)
-                once, _ = contrast_of(units, metric, baseline, arm, confidence, None)
+                wide, _, _ = contrast_of(units, metric, baseline, arm, confidence, tuning)
+                once, _, _ = contrast_of(units, metric, baseline, arm, confidence, None)
             except Refused:
                 continue
             assert wide.relative is not None
@@ -188,13 +202,15 @@ def growth_of(made: Parts, column: str, metric: Metric, baseline: str, confidenc
 
 def _halves(made: Parts, metric: Metric, baseline: str, arm: str, confidence: float) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    sure = []
     for g, key in enumerate(made.labels):
         try:
-            units = made.where(made.part == g).lines
-            relative = contrast_of(units, metric, baseline, arm, confidence, None)[0].relative
-            assert relative is not None
-            found[key] = ends(at_least(relative, -1.0))
+            contrast, _, enough = contrast_of(made.where(made.part == g).lines, metric, baseline, arm, confidence, None)
         except Refused:
             found[key] = None
-    same = None if None in found.values() else _same(made, [0, 1], metric, baseline, arm, confidence)
+            continue
+        assert contrast.relative is not None
+        found[key] = ends(at_least(contrast.relative, -1.0))
+        sure += [g] if enough else []
+    same = _same(made, sure, metric, baseline, arm, confidence)
     return {**found, "p_value": None if same is None else same["p_value"]}

@@ -74,7 +74,9 @@ def _segments(column: str, found: dict[str, Any], alpha: float) -> list[str]:
             if "refused" in line:
                 lines.append(f"    {label}: refused: {line['refused']}")
                 continue
-            drawn = "" if line["shrunk"] is None else f", drawn together {_span(line['shrunk'], '+.2%')}"
+            drawn = "" if line["shrunk"] is None else ", drawn to the whole " + (
+                f"{line['shrunk']['estimate']:+.2%}" if line["shrunk"]["low"] is None
+                else _span(line["shrunk"], "+.2%"))
             lines.append(f"    {label}: {_span(line['lift'], '+.2%')}{drawn}; adjusted p {line['p_adjusted']:.3g}"
                          + (", exploratory" if line["label"] == "exploratory" else ""))
     return lines
