@@ -78,14 +78,14 @@ def test_growth_ends_at_the_overall_lift_and_is_the_analysis_of_the_first_rows(t
 
 
 def test_where_segments_are_alike_the_test_of_their_difference_keeps_its_level(tmp_path):
-    """Users are on both surfaces, so that segments depend on each other: p-values over 60 logs without a lift."""
+    """Users are on both surfaces, so that segments depend on each other: p-values over 30 logs without a lift."""
     p_values = []
-    for seed in range(60):
-        made = parts_of(written(tmp_path, log(1500, seed, lift=0.0), rows=100_000), "surface")
+    for seed in range(30):
+        made = parts_of(written(tmp_path, log(2500, seed, lift=0.0), rows=100_000), "surface")
         found = segment_lifts({"surface": made}, CTR, {"b": 0.0}, "a", 0.95, None)["surface"]
         p_values.append(found["arms"]["b"]["heterogeneity"]["p_value"])
-    assert abs(np.mean(p_values) - 0.5) < 4 * np.sqrt(1 / 12 / 60)
-    assert np.mean(np.array(p_values) < 0.1) < 0.1 + 3 * np.sqrt(0.09 / 60)
+    assert abs(np.mean(p_values) - 0.5) < 4 * np.sqrt(1 / 12 / 30)
+    assert np.mean(np.array(p_values) < 0.1) < 0.1 + 3 * np.sqrt(0.09 / 30)
 
 
 def test_a_lift_on_one_device_is_found_corrected_and_drawn_together(tmp_path):
