@@ -31,9 +31,9 @@ def inference_routes(service: Service) -> list[Route]:
         timeout = timeout_of(request, settings.timeout)
         body = await service.body(request)
         asked = tensors.decode(body, request.headers.get(tensors.HEADER), served.columns, served.lists,
-                               tuple(served.outputs), settings.max_rows)
-        note(request, model=served.name, version=served.version, rows=asked.table.num_rows)
-        scores = await service.score(served, asked.table, asked.timeout or timeout)
+                               tuple(served.outputs), settings.max_rows, served.block)
+        note(request, model=served.name, version=served.version, rows=asked.rows.num_rows)
+        scores = await service.score(served, asked.rows, asked.timeout or timeout)
         facts = {"model_id": served.scorer.model_id}
         answer, length = tensors.encode(asked, served.name, served.version, facts, scores)
         if length is None:

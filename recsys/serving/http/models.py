@@ -13,6 +13,7 @@ from typing import Any
 
 from recsys.errors import InputError
 from recsys.log import log
+from recsys.serving.http.block import BlockColumns
 from recsys.serving.protocol import HEAD_COLUMNS, ScorerLike, load_scorer
 from recsys.serving.requests import warm_up_table
 
@@ -53,6 +54,11 @@ class Served:
     def outputs(self) -> dict[str, str]:
         """Output name -> head."""
         return {HEAD_COLUMNS[h]: h for h in self.scorer.heads}
+
+    @cached_property
+    def block(self) -> BlockColumns | None:
+        """How requests of plain numbers skip tables."""
+        return BlockColumns.of(self.scorer)
 
     def metadata(self, versions: list[str]) -> dict[str, Any]:
         """As the Open Inference Protocol describes a model."""

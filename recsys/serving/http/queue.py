@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-import pyarrow as pa
 
+from recsys.serving.http.block import Rows, alike, joined, scored
 from recsys.serving.http.metrics import Metrics
-from recsys.serving.protocol import ScorerLike, score_rows
+from recsys.serving.protocol import ScorerLike
 
 T = TypeVar("T")
 
@@ -63,14 +63,14 @@ class _Job(Generic[T]):
     deadline: float
     future: asyncio.Future[T]
     scorer: ScorerLike | None = None
-    table: pa.Table | None = None
+    table: Rows | None = None
     function: Callable[[], T] | None = None
     entered: float = field(default_factory=time.monotonic)
 
     def joins(self, other: _Job[Any]) -> bool:
         """Both can be one call of the model."""
         return (self.table is not None and other.table is not None and self.scorer is other.scorer
-                and self.table.schema.equals(other.table.schema))
+                and alike(self.table, other.table))
 
 
 class ModelThread:
@@ -115,7 +115,7 @@ class ModelThread:
             seconds = self._rows * self._seconds_a_row
             raise QueueFullError("too many requests waiting", max(1, math.ceil(seconds)))
 
-    async def score(self, scorer: ScorerLike, table: pa.Table, timeout: float) -> dict[str, np.ndarray]:
+    async def score(self, scorer: ScorerLike, table: Rows, timeout: float) -> dict[str, np.ndarray]:
         """Head -> float64 [n], rows scored together with those of other requests.
 
         Raises:
@@ -209,9 +209,7 @@ class ModelThread:
             if jobs[0].function is not None:
                 return [jobs[0].function()]
             assert jobs[0].scorer is not None
-            if len(jobs) == 1:
-                return [score_rows(jobs[0].scorer, jobs[0].table)]
-            whole = score_rows(jobs[0].scorer, pa.concat_tables([j.table for j in jobs]))
+            whole = scored(jobs[0].scorer, joined([j.table for j in jobs if j.table is not None]))
         except Exception as error:
             # One request's rows must not cost its neighbours' answers.
             return [error] if len(jobs) == 1 else [r for j in jobs for r in self._compute([j])]

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from recsys.errors import InputError
+from recsys.serving.http.block import Rows
 from recsys.serving.http.control import UNLOADED, Control
 from recsys.serving.http.metrics import Metrics
 from recsys.serving.http.models import Models, Served, yield_to_others
@@ -119,12 +119,12 @@ class Service:
         finally:
             self._reading -= 1
 
-    async def score(self, served: Served, table: pa.Table, timeout: float) -> dict[str, np.ndarray]:
+    async def score(self, served: Served, table: Rows, timeout: float) -> dict[str, np.ndarray]:
         """Output name -> float64 [n] probabilities; raises as :meth:`heads` does."""
         heads = await self.heads(served.scorer, table, timeout)
         return {HEAD_COLUMNS[head]: values for head, values in heads.items()}
 
-    async def heads(self, scorer: ScorerLike, table: pa.Table, timeout: float) -> dict[str, np.ndarray]:
+    async def heads(self, scorer: ScorerLike, table: Rows, timeout: float) -> dict[str, np.ndarray]:
         """Head -> float64 [n] probabilities, batched with other requests' rows.
 
         Raises:

@@ -10,7 +10,7 @@ Triton Inference Server: the JSON part is ``Inference-Header-Content-Length`` by
 
 from __future__ import annotations
 
-import struct
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,16 +18,13 @@ from typing import Any
 import numpy as np
 import orjson
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from recsys.errors import InputError
+from recsys.serving.http.block import Block, BlockColumns, Rows
+from recsys.serving.http.values import ARROW, EXACT, IDS, finite, from_binary, from_json, to_lists, without_missing
 
 HEADER = "inference-header-content-length"
-_NUMPY = {"BOOL": "?", "UINT8": "u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8", "INT8": "i1", "INT16": "<i2",
-          "INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8"}
-_ARROW = {"BOOL": pa.bool_(), "UINT8": pa.uint8(), "UINT16": pa.uint16(), "UINT32": pa.uint32(), "UINT64": pa.uint64(),
-          "INT8": pa.int8(), "INT16": pa.int16(), "INT32": pa.int32(), "INT64": pa.int64(), "FP16": pa.float32(),
-          "FP32": pa.float32(), "FP64": pa.float64(), "BYTES": pa.string()}
+
 
 
 @dataclass(frozen=True)
@@ -35,22 +32,33 @@ class InferRequest:
     """A decoded request.
 
     Attributes:
-        table: n rows, the model's columns in the model's order.
+        rows: n rows: a table of the model's columns in the model's order, or blocks.
         id: the client's name of the request, or None.
         outputs: (name, binary) of the wanted outputs; empty: all.
         binary: outputs not named are binary.
         timeout: seconds, of the parameter ``timeout`` (microseconds, as Triton has it), or None.
     """
 
-    table: pa.Table
+    rows: Rows
     id: str | None
     outputs: tuple[tuple[str, bool], ...]
     binary: bool
     timeout: float | None
 
 
+@dataclass(frozen=True)
+class _Tensor:
+    """An input as it came: ``data`` is bytes, or a JSON value."""
+
+    name: str
+    shape: list[int]
+    kind: str
+    data: Any
+    missing: Any
+
+
 def decode(body: bytes, header_length: str | None, columns: Sequence[str], lists: frozenset[str],
-           outputs: Sequence[str], max_rows: int) -> InferRequest:
+           outputs: Sequence[str], max_rows: int, block: BlockColumns | None = None) -> InferRequest:
     """Read an inference request.
 
     Args:
@@ -60,6 +68,7 @@ def decode(body: bytes, header_length: str | None, columns: Sequence[str], lists
         lists: those of them whose tensors are [n, L].
         outputs: output names of the model.
         max_rows: most rows.
+        block: of a model that takes blocks: binary tensors of numbers become them, without a table on the way.
 
     Raises:
         InputError: whatever is not as it should be, named.
@@ -73,40 +82,15 @@ def decode(body: bytes, header_length: str | None, columns: Sequence[str], lists
         raise InputError("malformed request", expected='{"inputs": [{"name", "shape", "datatype", "data"}, ...]}')
     if not isinstance(request.get("id", ""), str):
         raise InputError("malformed request", column="id", got=request["id"], expected="a string")
-    found: dict[str, pa.Array] = {}
-    at, rows = length, -1
-    for tensor in request["inputs"]:
-        name, shape, kind, parameters = _head(tensor)
-        if name not in columns or name in found:
-            raise InputError("tensor twice" if name in found else "unknown input", column=name,
-                             expected="one tensor for each input of the model")
-        size = parameters.get("binary_data_size")
-        if size is not None:
-            if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(body) - at:
-                raise InputError("binary_data_size beyond the body", column=name, got=size,
-                                 expected=f"at most {len(body) - at} bytes left")
-            at += size
-        rows = shape[0] if rows < 0 else rows
-        if not 1 <= shape[0] <= max_rows or shape[0] != rows:
-            raise InputError("number of rows", column=name, got=shape[0],
-                             expected=f"{rows}, as the tensors before" if shape[0] != rows else f"1 to {max_rows}")
-        wide = len(shape) == 2 and name in lists
-        if len(shape) > 2 or (name in lists) != wide or (len(shape) == 2 and not wide and shape[1] != 1):
-            raise InputError("shape", column=name, got=shape, expected="[n, length]" if name in lists else "[n]")
-        count = rows * (shape[1] if wide else 1)
-        if size is not None:
-            flat = _from_binary(memoryview(body)[at - size : at], kind, count, name)
-        else:
-            flat = _from_json(tensor.get("data"), kind, count, name)
-        flat = _without_missing(flat, parameters.get("missing"), name)
-        found[name] = _to_lists(flat, rows, shape[1]) if wide else _finite(flat, name)
-    if at != len(body):
-        raise InputError("bytes after the last tensor", got=len(body) - at, expected="none")
-    if absent := [c for c in columns if c not in found]:
-        raise InputError("missing input", column=absent[0], got=sorted(found), expected="a tensor for each input")
+    inputs = _inputs(request["inputs"], memoryview(body)[length:], columns, lists, max_rows)
+    if absent := [c for c in columns if c not in inputs]:
+        raise InputError("missing input", column=absent[0], got=sorted(inputs), expected="a tensor for each input")
     own = _parameters(request, "the request")
-    return InferRequest(pa.table({c: found[c] for c in columns}), request.get("id"), _outputs(request, outputs),
-                        _flag(own, "binary_data_output"), _timeout(own))
+    rows: Rows | None = None if block is None else _block(inputs, block)
+    if rows is None:
+        rows = pa.table({c: _column(inputs[c], c in lists) for c in columns})
+    return InferRequest(rows, request.get("id"), _outputs(request, outputs), _flag(own, "binary_data_output"),
+                        _timeout(own))
 
 
 def encode(request: InferRequest, model: str, version: str, parameters: Mapping[str, Any],
@@ -146,6 +130,65 @@ def _header_length(text: str | None, most: int) -> int:
     return int(text)
 
 
+def _inputs(tensors: list[Any], tail: memoryview, columns: Sequence[str], lists: frozenset[str],
+            max_rows: int) -> dict[str, _Tensor]:
+    """The inputs by name, each with its part of the binary tail; all have as many rows."""
+    found: dict[str, _Tensor] = {}
+    at, rows = 0, -1
+    for tensor in tensors:
+        name, shape, kind, parameters = _head(tensor)
+        if name not in columns or name in found:
+            raise InputError("tensor twice" if name in found else "unknown input", column=name,
+                             expected="one tensor for each input of the model")
+        size, data = parameters.get("binary_data_size"), tensor.get("data")
+        if size is not None:
+            if type(size) is not int or not 0 <= size <= len(tail) - at:
+                raise InputError("binary_data_size beyond the body", column=name, got=size,
+                                 expected=f"at most {len(tail) - at} bytes left")
+            data = tail[at : at + size]
+            at += size
+        rows = shape[0] if rows < 0 else rows
+        if not 1 <= shape[0] <= max_rows or shape[0] != rows:
+            raise InputError("number of rows", column=name, got=shape[0],
+                             expected=f"{rows}, as the tensors before" if shape[0] != rows else f"1 to {max_rows}")
+        if len(shape) != 2 if name in lists else len(shape) > 2 or shape[1:] not in ([], [1]):
+            raise InputError("shape", column=name, got=shape, expected="[n, length]" if name in lists else "[n]")
+        found[name] = _Tensor(name, shape, kind, data, parameters.get("missing"))
+    if at != len(tail):
+        raise InputError("bytes after the last tensor", got=len(tail) - at, expected="none")
+    return found
+
+
+def _column(tensor: _Tensor, is_list: bool) -> pa.Array:
+    count = math.prod(tensor.shape)
+    if isinstance(tensor.data, memoryview):
+        flat = from_binary(tensor.data, tensor.kind, count, tensor.name)
+    else:
+        flat = from_json(tensor.data, tensor.kind, count, tensor.name)
+    flat = without_missing(flat, tensor.missing, tensor.name)
+    return to_lists(flat, tensor.shape[0], tensor.shape[1]) if is_list else finite(flat, tensor.name)
+
+
+def _block(inputs: dict[str, _Tensor], columns: BlockColumns) -> Block | None:
+    """The inputs as blocks; None where a table is needed to hold them, or to say what is wrong."""
+    rows = next(iter(inputs.values())).shape[0]
+    block = Block(np.empty((len(columns.dense), rows), np.float32), np.empty((len(columns.ids), rows), np.int64))
+    may_miss = True
+    for part, places, kinds in ((block.dense, columns.dense, EXACT), (block.ids, columns.ids, IDS)):
+        for name, place in places.items():
+            tensor = inputs[name]
+            dtype = kinds.get(tensor.kind)
+            if dtype is None or not isinstance(tensor.data, memoryview) or len(tensor.data) != rows * dtype.itemsize:
+                return None
+            if tensor.missing is not None and (tensor.missing != "NaN" or part is block.ids):
+                return None
+            may_miss &= tensor.missing is not None or part is block.ids
+            part[place] = np.frombuffer(tensor.data, dtype)
+    if not may_miss and not np.isfinite(block.dense.sum()):
+        return None
+    return block
+
+
 def _head(tensor: Any) -> tuple[str, list[int], str, dict[str, Any]]:
     """Name, shape, datatype and parameters of an input."""
     if not isinstance(tensor, dict) or not isinstance(tensor.get("name"), str):
@@ -153,8 +196,8 @@ def _head(tensor: Any) -> tuple[str, list[int], str, dict[str, Any]]:
     name, shape, kind = tensor["name"], tensor.get("shape"), tensor.get("datatype")
     if not isinstance(shape, list) or not shape or not all(type(n) is int and 0 <= n < 1 << 31 for n in shape):
         raise InputError("malformed shape", column=name, got=shape, expected="[n]")
-    if not isinstance(kind, str) or kind not in _ARROW:
-        raise InputError("unknown datatype", column=name, got=kind, expected=", ".join(_ARROW))
+    if not isinstance(kind, str) or kind not in ARROW:
+        raise InputError("unknown datatype", column=name, got=kind, expected=", ".join(ARROW))
     parameters = _parameters(tensor, name)
     if "shared_memory_region" in parameters:
         raise InputError("shared memory is not supported", column=name)
@@ -198,100 +241,3 @@ def _outputs(request: dict[str, Any], known: Sequence[str]) -> tuple[tuple[str, 
             raise InputError("classification and shared memory are not supported", column=str(name))
         found.append((str(name), _flag(parameters, "binary_data")))
     return tuple(found)
-
-
-def _from_binary(data: memoryview, kind: str, count: int, name: str) -> pa.Array:
-    if kind == "BYTES":
-        return _strings(data, count, name)
-    dtype = np.dtype(_NUMPY[kind])
-    if len(data) != count * dtype.itemsize:
-        raise InputError("binary_data_size", column=name, got=len(data), expected=f"{count * dtype.itemsize} bytes")
-    values = np.frombuffer(data, dtype)
-    if kind == "BOOL":
-        values = np.frombuffer(data, np.uint8) != 0
-    return pa.array(values.astype(np.float32) if kind == "FP16" else values)
-
-
-def _strings(data: memoryview, count: int, name: str) -> pa.Array:
-    """Strings that each follow their length, uint32 little-endian."""
-    size = 4 + int.from_bytes(data[:4], "little")
-    if count and size * count == len(data):  # most often all have one length: no loop
-        table = np.frombuffer(data, np.uint8).reshape(count, size)
-        if (table[:, :4] == table[0, :4]).all():
-            offsets = pa.py_buffer(np.arange(0, (count + 1) * (size - 4), size - 4, dtype=np.int32)
-                                   if size > 4 else np.zeros(count + 1, np.int32))
-            return _utf8(pa.Array.from_buffers(pa.binary(), count, [None, offsets, pa.py_buffer(
-                np.ascontiguousarray(table[:, 4:]))]), name)
-    values, at = [], 0
-    for _ in range(count):
-        if at + 4 > len(data):
-            break
-        (size,) = struct.unpack_from("<I", data, at)
-        values.append(bytes(data[at + 4 : at + 4 + size]))
-        at += 4 + size
-    if at != len(data) or len(values) != count:
-        raise InputError("binary_data_size", column=name, got=len(data), expected=f"{count} strings, each after its "
-                         "length as 4 bytes")
-    return _utf8(pa.array(values, pa.binary()), name)
-
-
-def _utf8(values: pa.Array, name: str) -> pa.Array:
-    try:
-        return values.cast(pa.string())
-    except pa.ArrowInvalid:
-        raise InputError("not UTF-8", column=name, expected="text") from None
-
-
-def _from_json(data: Any, kind: str, count: int, name: str) -> pa.Array:
-    if not isinstance(data, list):
-        raise InputError("no data", column=name, got=data, expected="a list, or the parameter binary_data_size")
-    while data and isinstance(data[0], list):
-        if not all(isinstance(row, list) for row in data):
-            raise InputError("ragged data", column=name, expected="rows of one length")
-        data = [value for row in data for value in row]
-    if len(data) != count:
-        raise InputError("number of values", column=name, got=len(data), expected=str(count))
-    allowed = {"BOOL": (bool,), "BYTES": (str,)}.get(kind, (int, float) if kind[0] == "F" else (int,))
-    for i, value in enumerate(data):
-        if value is not None and type(value) not in allowed:
-            raise InputError("wrong type", column=name, row=i, got=value, expected=kind)
-    try:
-        return pa.array(data, _ARROW[kind])
-    except (pa.ArrowException, OverflowError, UnicodeEncodeError):
-        raise InputError("value out of range", column=name, expected=kind) from None
-
-
-def _without_missing(flat: pa.Array, missing: Any, name: str) -> pa.Array:
-    """Null where the value is the one that stands for a missing one; ``"NaN"`` is a number's NaN."""
-    if missing is None:
-        return flat
-    if pa.types.is_floating(flat.type) and missing == "NaN":
-        return pc.if_else(pc.is_nan(flat), pa.scalar(None, flat.type), flat)
-    allowed = (str,) if pa.types.is_string(flat.type) else (bool,) if pa.types.is_boolean(flat.type) else (int, float)
-    try:
-        value = pa.scalar(missing if type(missing) in allowed else object(), flat.type)
-    except (pa.ArrowException, OverflowError, TypeError, ValueError):
-        raise InputError("malformed parameter missing", column=name, got=missing,
-                         expected=f"a {flat.type}, or \"NaN\" for numbers") from None
-    return pc.if_else(pc.equal(flat, value), pa.scalar(None, flat.type), flat)
-
-
-def _finite(flat: pa.Array, name: str) -> pa.Array:
-    if pa.types.is_floating(flat.type):
-        values = flat.to_numpy(zero_copy_only=False)
-        with np.errstate(all="ignore"):
-            suspect = not np.isfinite(values.sum())  # one pass; a mask only where something is odd
-        if suspect:
-            bad = pc.fill_null(pc.invert(pc.is_finite(flat)), False)
-            at = pc.index(bad, True).as_py()
-            if at >= 0:
-                raise InputError("value not allowed", column=name, row=at, got=flat[at].as_py(),
-                                 expected="a finite number; a missing one is null, or what the parameter missing names")
-    return flat
-
-
-def _to_lists(flat: pa.Array, rows: int, length: int) -> pa.Array:
-    """Lists without their missing entries."""
-    there = flat.is_valid().to_numpy(zero_copy_only=False).reshape(rows, length)
-    offsets = np.concatenate([[0], np.cumsum(there.sum(axis=1))])
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat.drop_null())

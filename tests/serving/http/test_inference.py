@@ -10,11 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from recsys.config import ModelConfig, TrainingConfig
+from recsys.datasets.info import DatasetInfo, Label, save_dataset_info
 from recsys.serving import load_scorer, make_app
 from recsys.serving.http import Settings
 from recsys.serving.http.tensors import HEADER
+from recsys.serving.http.values import NUMPY
 from tests.serving.http.client import COLUMNS, Client, some_rows
 
 MODEL = "/v2/models/ranker"
@@ -72,6 +76,62 @@ def test_requests_that_wait_together_get_their_own_scores(model: Path, client: C
     for rows, answer in zip([*sets, bad], answers, strict=False):
         np.testing.assert_allclose(answer.json()["outputs"][0]["data"],
                                    scorer.score(pa.Table.from_pylist(rows))["click"], rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def numbers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pa.Table]:
+    """A model of numbers and integer ids only, and rows for it."""
+    from recsys.training.trainer import train_model
+
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("numbers")
+    columns = {"age": pa.array(rng.normal(40, 9, 600), pa.float32()),
+               "price": pa.array(rng.normal(1, 1, 600), pa.float32()), "shop": rng.integers(0, 9, 600),
+               "city": rng.integers(0, 50, 600)}
+    table = pa.table({**columns, "request_id": [f"r{i}" for i in range(600)],
+                      "click": pa.array((rng.random(600) < 0.3 + 0.05 * (np.array(columns["shop"]) > 4)).astype("i1"))})
+    (folder / "split").mkdir()
+    for part in ("train", "test"):
+        pq.write_table(table, folder / "split" / f"{part}.parquet")
+    save_dataset_info(DatasetInfo(name="numbers", dense=("age", "price"), sparse=("shop", "city"),
+                                  label={"click": Label(kind="binary", column="click")}), folder / "split")
+    train_model(folder / "split", ModelConfig(embedding_dim=4, bottom=(4,), top=(4,)),
+                TrainingConfig(epochs=1, batch_size=100), folder / "model", name="numbers")
+    return folder / "model", table.slice(0, 30)
+
+
+def numeric(table: pa.Table, kinds: dict[str, str], **parameters: str) -> tuple[str, str, dict]:
+    heads, tail = [], b""
+    for name, kind in kinds.items():
+        data = table[name].to_numpy().astype(NUMPY[kind]).tobytes()
+        own = {"missing": parameters[name]} if name in parameters else {}
+        heads.append({"name": name, "datatype": kind, "shape": [table.num_rows],
+                      "parameters": {"binary_data_size": len(data), **own}})
+        tail += data
+    text = json.dumps({"inputs": heads}).encode()
+    return "POST", INFER, {"content": text + tail, "headers": {HEADER: str(len(text))}}
+
+
+def test_plain_numbers_skip_tables_and_score_the_same(numbers: tuple[Path, pa.Table], monkeypatch) -> None:
+    folder, table = numbers
+    scorer, kinds = load_scorer(folder), {"age": "FP32", "price": "FP32", "shop": "INT32", "city": "INT64"}
+    with Client(make_app(folder)) as client:
+        own, seen = client.app.service.models.first.scorer, []
+        monkeypatch.setattr(own, "score_block", lambda d, i: seen.append(d.shape) or type(own).score_block(own, d, i))
+        holes = table.set_column(0, "age", pa.array([np.nan if i % 3 else 40.0 for i in range(30)], pa.float32()))
+        cases = [(table, kinds, {}, True), (table, {**kinds, "age": "FP64"}, {}, False),
+                 (holes, kinds, {"age": "NaN"}, False), (holes, kinds, {"age": "NaN", "price": "NaN"}, True),
+                 (table, kinds, {"shop": -1}, False)]
+        for rows, types, missing, block in cases:
+            seen.clear()
+            answer = client.all(numeric(rows, types, **missing))[0]
+            nulls = rows.set_column(0, "age", pa.array(rows["age"].to_numpy(), from_pandas=True))
+            expected = scorer.score(nulls)["click"]
+            np.testing.assert_allclose(answer.json()["outputs"][0]["data"], expected, rtol=1e-5)
+            assert bool(seen) == block, (types, missing)
+        several = client.all(*(numeric(table.slice(at, n), kinds) for at, n in ((0, 1), (1, 20), (21, 9))))
+        got = np.concatenate([a.json()["outputs"][0]["data"] for a in several])
+        np.testing.assert_allclose(got, scorer.score(table)["click"], rtol=1e-5)
+        assert client.all(numeric(holes, kinds))[0].status_code == 400
 
 
 def test_metadata(client: Client) -> None:

@@ -1,4 +1,4 @@
-"""/v1/rank, /v1/retrieve and /v1/feedback over HTTP: the decisions are the library's, the log says what was answered."""
+"""/v1/rank, /v1/retrieve and /v1/feedback over HTTP: decisions are the library's, the log says what was answered."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def config(tmp_path: Path) -> RankingConfig:
 
 
 def ask(i: int, **more) -> tuple:
-    return ("POST", "/v1/rank", {"json": {"surface": "feed", "k": 3, "user_id": f"u{i}", "request_id": f"r{i}", **more}})
+    body = {"surface": "feed", "k": 3, "user_id": f"u{i}", "request_id": f"r{i}", **more}
+    return "POST", "/v1/rank", {"json": body}
 
 
 def test_decisions_are_the_librarys_and_are_logged(model: Path, config: RankingConfig, tmp_path: Path) -> None:

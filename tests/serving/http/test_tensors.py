@@ -43,7 +43,7 @@ TABLE = pa.table({"age": pa.array([1.5, None, -2], pa.float32()), "topic": ["t1"
 
 def test_binary_and_json_requests_are_the_same_table() -> None:
     request = read(*body(SHOP, AGE, TOPIC, HISTORY, id="x", parameters={"timeout": 5000, "binary_data_output": True}))
-    assert request.table.equals(TABLE)
+    assert request.rows.equals(TABLE)
     assert (request.id, request.timeout, request.binary, request.outputs) == ("x", 0.005, True, ())
     plain = {"inputs": [
         {"name": "age", "datatype": "FP32", "shape": [3], "data": [1.5, None, -2]},
@@ -52,7 +52,7 @@ def test_binary_and_json_requests_are_the_same_table() -> None:
         {"name": "history", "datatype": "BYTES", "shape": [3, 2], "data": [["a", "b"], [None, None], ["c", None]]}],
         "outputs": [{"name": "p_click", "parameters": {"binary_data": True}}]}
     other = read(json.dumps(plain).encode(), None)
-    assert other.table.equals(TABLE)
+    assert other.rows.equals(TABLE)
     assert other.outputs == (("p_click", True),)
 
 
@@ -62,7 +62,7 @@ def test_every_datatype_is_read(kind: str) -> None:
     dtype = {"BOOL": "?"}.get(kind, kind.lower().replace("uint", "u").replace("int", "i").replace("fp", "f"))
     values = np.array([0, 1, 1], "?" if kind == "BOOL" else f"<{dtype[0]}{int(dtype[1:]) // 8}")
     request = read(*body(("shop", kind, [3], values.tobytes(), {}), AGE, TOPIC, HISTORY))
-    assert request.table["shop"].to_pylist() == values.tolist()
+    assert request.rows["shop"].to_pylist() == values.tolist()
 
 
 @given(st.lists(st.text(max_size=6), min_size=1, max_size=20))
@@ -72,7 +72,7 @@ def test_any_strings_come_through(strings: list[str]) -> None:
     except UnicodeEncodeError:
         return
     request = decode(*body(("topic", "BYTES", [len(strings)], data, {})), ["topic"], frozenset(), ("p_click",), 100)
-    assert request.table["topic"].to_pylist() == strings
+    assert request.rows["topic"].to_pylist() == strings
 
 
 GOOD = (AGE, TOPIC, SHOP, HISTORY)
@@ -101,7 +101,7 @@ def changed(at: int, **new) -> tuple[bytes, str]:
     (changed(0, data=np.array([1, 2, -np.inf], "<f4").tobytes()), "column age, row 2: value not allowed; got -inf"),
     (changed(0, kind="FP8"), "unknown datatype"),
     (changed(0, kind=["FP32"]), "unknown datatype"),
-    (changed(0, shape=[4]), "binary_data_size"),
+    (changed(3, shape=[3, 3]), "binary_data_size"),
     (changed(1, shape=[2, 1]), "column topic: number of rows; got 2; expected 3"),
     (changed(0, shape=[3, 2]), "column age: shape"),
     (changed(3, shape=[3]), "column history: shape"),
