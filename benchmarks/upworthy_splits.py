@@ -9,8 +9,12 @@ fitted on the other stories only. Writes benchmarks/results/upworthy_splits.json
 from __future__ import annotations
 
 import argparse
+import json
+from collections import Counter
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,35 +22,41 @@ from common import save
 from scipy.stats import t
 
 from recsys.config import load_config
-from recsys.content import embed_texts, joined_for_ads
+from recsys.content import block_widths, embed_texts, joined_for_ads
 from recsys.contracts import IMPRESSIONS, read_parquet
 from recsys.datasets.prepare import prepare
 from recsys.evaluation.randomized import oracle_lift, picked, read_tests, value_per_test
 from recsys.models.ridge import fit_ridge
+from recsys.stage import sha256_json, write_json
 from recsys.training.ridge import training_rows
 
-# Beside the shipped arms: the headline read twice, so that its first words are seen with the last ones in mind (four
-# times the work), and that beside MiniLM.
-MORE = [
-    'encoders.smollm2_echo={kind: llama, model: smollm2-135m, layer: 24, pooling: mean_all, prompt: "{text}\\n{text}", '
-    "batch_tokens: 512}",
-    "arms.smollm2_echo={content: smollm2_echo}", "arms.minilm_and_echo={content: [minilm, smollm2_echo]}",
+# Beside the shipped arms: what they were before, one layer and a linear ridge.
+BEFORE = [
+    "encoders.minilm_one={kind: sentence, model: minilm, dtype: float32, layer: 4}",
+    "encoders.smollm2_one={kind: llama, model: smollm2-135m, layer: 15, batch_tokens: 512}",
+    "arms.minilm_one={content: minilm_one}", "arms.smollm2_one={content: smollm2_one}",
 ]
 
 
-def lifts(table: pa.Table, arms: dict[str, tuple[list[str], np.ndarray]], held: np.ndarray,
-          penalties: tuple[float, ...]) -> dict[str, float]:
-    """Relative lift of each arm's picks over the uniform choice on the held-out rows."""
-    test, found = table.filter(pa.array(held)), {}
+@dataclass(frozen=True)
+class Arm:
+    """Content vectors of the ads, the blocks they are made of, and the kernels that are tried."""
+
+    ids: list[str]
+    vectors: np.ndarray
+    widths: tuple[int, ...]
+    gammas: tuple[float, ...]
+
+
+def lift(table: pa.Table, arm: Arm, held: np.ndarray, penalties: tuple[float, ...]) -> tuple[float, str]:
+    """Relative lift of an arm's picks over the uniform choice on the held-out rows, and what it chose in training."""
+    x, outcomes, story, _ = training_rows(table.filter(pa.array(~held)), arm.ids, arm.vectors)
+    ridge = fit_ridge(x, outcomes, story, penalties, widths=arm.widths, gammas=arm.gammas)
+    test, at = table.filter(pa.array(held)), {ad: row for row, ad in enumerate(arm.ids)}
     tests = read_tests(test, "group_id")
-    uniform = value_per_test(tests, picked(tests, None)).mean()
-    for name, (ids, vectors) in arms.items():
-        x, outcomes, story = training_rows(table.filter(pa.array(~held)), ids, vectors)
-        ridge = fit_ridge(x, outcomes, story, penalties)
-        at = {ad: row for row, ad in enumerate(ids)}
-        scores = ridge.score(vectors[[at[ad] for ad in test["ad_id"].to_pylist()]])
-        found[name] = float(value_per_test(tests, picked(tests, scores)).mean() / uniform - 1)
-    return found | {"oracle": oracle_lift(tests)["thinned"]}
+    scores = ridge.score(arm.vectors[[at[ad] for ad in test["ad_id"].to_pylist()]])
+    value, uniform = (value_per_test(tests, picked(tests, s)).mean() for s in (scores, None))
+    return float(value / uniform - 1), f"{ridge.scaling}, gamma {ridge.gamma:g}, penalty {ridge.penalty:g}"
 
 
 def main() -> None:
@@ -56,7 +66,7 @@ def main() -> None:
     parser.add_argument("--test-share", type=float, default=0.25)
     parser.add_argument("--set", action="append", default=[], help="override of experiments/upworthy.yaml")
     args = parser.parse_args()
-    config = load_config("upworthy", [*MORE, *args.set])
+    config = load_config("upworthy", [*BEFORE, *args.set])
     prepare(config.data.recipe, args.work / "data")
     ads, table = read_parquet(args.work / "data" / "ads.parquet"), read_parquet(
         args.work / "data" / "impressions.parquet", IMPRESSIONS)
@@ -65,19 +75,33 @@ def main() -> None:
         for content in arm.encoders:
             embed_texts(ads, config.encoders[content], args.work / "content" / content)
         if arm.encoders:
-            arms[name] = joined_for_ads([args.work / "content" / c for c in arm.encoders], ads)
+            stores = [args.work / "content" / c for c in arm.encoders]
+            gammas = (0.0,) if name.endswith("_one") else config.model.gammas
+            arms[name] = Arm(*joined_for_ads(stores, ads), block_widths(stores), gammas)
+    settings = sha256_json([config.resolved(), args.test_share])[:12]
+    done = args.work / f"lifts-{settings}.json"  # a run that was stopped goes on
+    found: dict[str, Any] = json.loads(done.read_text()) if done.is_file() else {}
     story = np.array(table["group_id"].to_pylist())
-    stories, rows = np.unique(story), []
+    stories = np.unique(story)
     for split in range(args.splits):
         chosen = np.random.default_rng(split).permutation(stories)[: round(args.test_share * len(stories))]
-        rows.append(lifts(table, arms, np.isin(story, chosen), config.model.penalties))
-        print(split, {k: f"{v:+.2%}" for k, v in rows[-1].items()}, flush=True)
-    values = {name: np.array([r[name] for r in rows]) for name in rows[0]}
+        held = np.isin(story, chosen)
+        row = found.setdefault(str(split), {
+            "oracle": (oracle_lift(read_tests(table.filter(pa.array(held)), "group_id"))["thinned"], "")})
+        for name, arm in arms.items():
+            if name not in row:
+                row[name] = lift(table, arm, held, config.model.penalties)
+                write_json(done, found)
+        print(split, {k: f"{v[0]:+.2%}" for k, v in row.items()}, flush=True)
+    rows = [found[str(split)] for split in range(args.splits)]
+    values = {name: np.array([r[name][0] for r in rows]) for name in [*arms, "oracle"]}
     pairs = {f"{a} - {b}": summary(values[a] - values[b], args.test_share) for a, b in combinations(values, 2)}
     # How much of what there is to gain; the oracle chooses on half the viewers and is read on the other half.
     headroom = {n: float(v.mean() / values["oracle"].mean()) for n, v in values.items() if n != "oracle"}
+    chosen_in_training = {n: dict(Counter(r[n][1] for r in rows).most_common()) for n in arms}
     print(save("upworthy_splits", {"splits": args.splits, "test_share": args.test_share,
                                    "lift_over_uniform": {n: summary(v, args.test_share) for n, v in values.items()},
+                                   "chosen_by_cross_validation_in_training": chosen_in_training,
                                    "share_of_headroom_captured": headroom, "paired_difference": pairs}))
 
 

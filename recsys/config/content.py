@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from recsys.config.base import Strict
+
+Pooling = Literal["mean", "mean_all", "last"]
 
 
 class EncoderConfig(Strict):
@@ -18,11 +20,14 @@ class EncoderConfig(Strict):
                           "endpoint: the model's name on the server"
     )
     revision: str | None = None
-    pooling: Literal["mean", "mean_all", "last"] = Field(
-        "mean", description="mean over the text's tokens (over its last reading, where the prompt says it twice); "
-                            "mean_all: over all its readings; last: the last token"
+    pooling: Pooling | tuple[Pooling, ...] = Field(
+        "mean", description="mean over the text's tokens (over its last reading, where the prompt says "
+                            "it twice); mean_all: over all its readings; last: the last token; a list: each, side by "
+                            "side, from one reading"
     )
-    layer: int = Field(-1, description="hidden layer, counted as Python counts; -1 is the last")
+    layer: int | tuple[int, ...] = Field(
+        -1, description="hidden layer, counted as Python counts; -1 is the last; a list: each, side by side"
+    )
     prompt: str | None = Field(None, description="template with {text}; default: the text alone")
     max_tokens: int = Field(64, ge=1, le=8192)
     batch_tokens: int | None = Field(
@@ -42,6 +47,30 @@ class EncoderConfig(Strict):
     retries: int = Field(6, ge=0, description="endpoint: further tries of a request that may yet succeed")
     backoff_seconds: float = Field(1.0, gt=0, description="endpoint: pause before the second try; doubles each time")
     timeout_seconds: float = Field(60.0, gt=0, description="endpoint: longest silence of the server")
+
+
+    @field_validator("pooling", "layer")
+    @classmethod
+    def _not_empty(cls, value: Any) -> Any:
+        if value == () or (isinstance(value, tuple) and len(set(value)) < len(value)):
+            raise ValueError("a list needs at least one entry, and none twice")
+        return value
+
+    @property
+    def poolings(self) -> tuple[Pooling, ...]:
+        """``pooling`` as a tuple."""
+        return (self.pooling,) if isinstance(self.pooling, str) else self.pooling
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """``layer`` as a tuple."""
+        return (self.layer,) if isinstance(self.layer, int) else self.layer
+
+
+    @property
+    def blocks(self) -> int:
+        """Equally long parts of a vector that come from different layers or poolings."""
+        return len(self.layers) * len(self.poolings) if self.kind in ("llama", "sentence") else 1
 
 
 class SemanticIdConfig(Strict):

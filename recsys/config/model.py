@@ -47,8 +47,11 @@ class ModelConfig(Strict):
                             "triton: an error where it cannot run"
     )
     penalties: tuple[float, ...] = Field(
-        (30.0, 100.0, 300.0, 1e3),
+        (10.0, 30.0, 100.0, 300.0, 1e3),
         description="ridge: tried by cross-validation on training stories",
+    )
+    gammas: tuple[float, ...] = Field(
+        (0.0, 1.0), min_length=1, description="ridge: Gaussian kernels tried likewise; 0: linear"
     )
 
     @model_validator(mode="after")

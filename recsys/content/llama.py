@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 class LlamaEncoder(TransformerEncoder):
     """Hidden states of layer ``config.layer``, pooled over the ad's own tokens (``mean``) or the ``last`` token.
 
+    With several layers or poolings the blocks stand side by side, all from one reading.
+
     Layer i is ``hidden_states[i]`` of transformers: 0 the embeddings, the last one after the final norm. Layers beyond
     it are neither loaded nor computed. The states of a layer before the last are divided by their root mean square,
     for that is how the next layer reads them, and it bounds them by sqrt(dim), within float16.
@@ -33,37 +35,53 @@ class LlamaEncoder(TransformerEncoder):
         weights = find_weights(config.model or "smollm2-135m", config.revision)
         values = check_architecture(weights, ("llama",), "Llama")
         super().__init__(config, device, weights)
-        layers = int(values["num_hidden_layers"])
-        self.dim = int(values["hidden_size"])
-        self._layers = layer_number(config.layer, layers)
-        self._normed = self._layers == layers
+        self._depth = int(values["num_hidden_layers"])
+        self._layers = [layer_number(layer, self._depth) for layer in config.layers]
+        self.dim = int(values["hidden_size"]) * len(self._layers) * len(config.poolings)
         prompt = "" if config.prompt is None else f", prompt {config.prompt!r}"
-        layer = f"{config.pooling}, layer {self._layers}/{layers}"
+        layer = f"{' '.join(config.poolings)}, layer {' '.join(map(str, self._layers))}/{self._depth}"
         self.pooling = f"{layer}{prompt}, {config.max_tokens} tokens, {self.dtype}"
+        self._kept: dict[int, torch.Tensor] = {}  # states of the layers before the last, between hook and pooling
         if self.dtype == "bfloat16":
             self.pooling += " with float32 residuals"
 
     def _load(self) -> Any:
         import torch
 
-        model = self._from_pretrained(num_hidden_layers=self._layers)
-        if not self._normed:
-            # Without learned weights (Zhang & Sennrich 2019); `norm` is what follows the last layer computed.
-            model.norm = torch.nn.RMSNorm(self.dim, eps=1e-6, elementwise_affine=False)
+        deepest = max(self._layers)
+        model = self._from_pretrained(num_hidden_layers=deepest)
+        if deepest < self._depth:
+            model.norm = torch.nn.Identity()
         if self.dtype == "bfloat16":
             _float32_residuals(model)
+        for layer in self._layers:
+            if layer < self._depth:
+                module = model.layers[layer - 1] if layer else model.embed_tokens
+                module.register_forward_hook(self._keeper(layer))
         return model
 
-    def _hidden(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def _keeper(self, layer: int) -> Any:
+        def keep(module: Any, args: Any, out: Any) -> None:
+            self._kept[layer] = out
+
+        return keep
+
+    def _hidden(self, ids: torch.Tensor, mask: torch.Tensor) -> dict[int, torch.Tensor]:
+        import torch
+
         # Padding stands on the right, where a causal model's real tokens never look: without a mask the result is
         # the same, and the fast causal attention kernels apply.
-        return self._model(input_ids=ids, use_cache=False).last_hidden_state
+        last = self._model(input_ids=ids, use_cache=False).last_hidden_state
+        # Without learned weights (Zhang & Sennrich 2019).
+        states = {k: torch.nn.functional.rms_norm(v.float(), v.shape[-1:], eps=1e-6) for k, v in self._kept.items()}
+        self._kept.clear()
+        return states | ({self._depth: last} if self._depth in self._layers else {})
 
-    def _span(self, text_tokens: list[bool], ids: list[int]) -> list[bool]:
-        if self.config.pooling == "last":
-            return [True] * len(ids)
-        span = text_tokens if self._normed else [False, *text_tokens[1:]]
-        return span if any(span) else [True] * len(ids)
+    def _span(self, span: torch.Tensor, mask: torch.Tensor, layer: int) -> torch.Tensor:
+        if layer < self._depth and span.shape[1] > 1:
+            span = span.clone()
+            span[:, 0] = False
+        return super()._span(span, mask, layer)
 
 
 def _float32_residuals(model: Any) -> None:

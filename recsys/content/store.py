@@ -102,7 +102,7 @@ def embed_texts(ads: pa.Table, config: EncoderConfig, out: str | Path, *, device
                    {**_usage(encoder, usage, before, cached=len(have)), "price_row": config.price})
         stage.rows = {"content": whole.num_rows}
         stage.facts = {**identity, "dim": encoder.dim, "embedded": table.num_rows, "cached": len(have),
-                       "encoder": config.model_dump(mode="json")}
+                       "blocks": config.blocks, "encoder": config.model_dump(mode="json")}
 
     manifest = run_stage("embed", out, config={**identity, "dim": encoder.dim, "texts_sha256": hashes}, inputs={},
                          build=build)

@@ -76,7 +76,8 @@ def padded_batches(lengths: list[int], budget: int) -> Iterator[list[int]]:
 class TransformerEncoder:
     """Base of the network encoders: everything but how hidden states are computed.
 
-    Subclasses set ``pooling`` and ``dim`` and give :meth:`_load`, :meth:`_hidden` and :meth:`_span`.
+    Subclasses set ``pooling``, ``dim`` and ``_layers`` and give :meth:`_load` and :meth:`_hidden`. A vector is the
+    blocks of all layers and poolings side by side, layer by layer.
     """
 
     model_id: str
@@ -93,6 +94,7 @@ class TransformerEncoder:
         self.device = pick_device(device)
         self.dtype = pick_dtype(config.dtype, self.device)
         self._limits: dict[str, Any] = {}  # truncation, where the model has a fixed number of positions
+        self._layers: list[int] = []  # numbers of the layers that are pooled
         self._model: Any = None
         self._tokenizer: Any = None
 
@@ -127,7 +129,7 @@ class TransformerEncoder:
                 lengths += map(len, ids)
         return EncodedBatch(vectors.cpu().numpy(), np.array(lengths, np.int32), positions)
 
-    def _encode_block(self, ids: list[list[int]], spans: list[list[bool]], out: torch.Tensor) -> int:
+    def _encode_block(self, ids: list[list[int]], spans: list[np.ndarray], out: torch.Tensor) -> int:
         """Write the vectors of tokenised texts into ``out`` [n, dim]; returns the positions computed."""
         import torch
 
@@ -136,35 +138,48 @@ class TransformerEncoder:
             width = len(ids[rows[0]])
             positions += len(rows) * width
             batch = np.zeros((2, len(rows), width), np.int64)  # pad id 0: masked or causally unseen everywhere
-            pooled = np.zeros((len(rows), width), bool)
+            pooled = np.zeros((len(self.config.poolings), len(rows), width), bool)
             for at, row in enumerate(rows):
                 batch[0, at, : len(ids[row])] = ids[row]
                 batch[1, at, : len(ids[row])] = 1
-                pooled[at, : len(ids[row])] = spans[row]
+                pooled[:, at, : len(ids[row])] = spans[row]
             tensors = torch.from_numpy(batch).to(self.device, non_blocking=True)
-            hidden = self._hidden(tensors[0], tensors[1])
-            vectors = self._pool(hidden, torch.from_numpy(pooled).to(self.device))
-            out[torch.tensor(rows, device=self.device)] = vectors.float()
+            marks = torch.from_numpy(pooled).to(self.device)
+            states = self._hidden(tensors[0], tensors[1])
+            blocks = [self._pool(states[layer], self._span(span, tensors[1].bool(), layer), pooling).float()
+                      for layer in self._layers for span, pooling in zip(marks, self.config.poolings, strict=True)]
+            out[torch.tensor(rows, device=self.device)] = torch.cat(blocks, dim=1)
         return positions
 
-    def _hidden(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Hidden states [rows, width, dim] of the requested layer, from ids and mask [rows, width]."""
+    def _hidden(self, ids: torch.Tensor, mask: torch.Tensor) -> dict[int, torch.Tensor]:
+        """Layer -> hidden states [rows, width, hidden] of each requested layer, from ids and mask [rows, width]."""
         raise NotImplementedError
 
     def _load(self) -> Any:
         """The model, cut to the layers that are needed, in eval mode."""
         raise NotImplementedError
 
-    def _pool(self, hidden: torch.Tensor, span: torch.Tensor) -> torch.Tensor:
+    def _span(self, span: torch.Tensor, mask: torch.Tensor, layer: int) -> torch.Tensor:
+        """Which positions are pooled over at a layer; a text without tokens of its own is pooled over all of its row.
+
+        Args:
+            span: bool [rows, width], the text's own tokens, special and prompt tokens left out; all for ``last``.
+            mask: bool [rows, width], false where there is padding.
+            layer: its number.
+        """
+        return span | (mask & ~span.any(dim=1, keepdim=True))
+
+    def _pool(self, hidden: torch.Tensor, span: torch.Tensor, pooling: str) -> torch.Tensor:
         """One vector a row: the mean over the marked positions (float32 sum), or the last marked one.
 
         Args:
-            hidden: [rows, width, dim].
+            hidden: [rows, width, hidden].
             span: bool [rows, width]; every row has a marked position.
+            pooling: how.
         """
         import torch
 
-        if self.config.pooling == "last":
+        if pooling == "last":
             width = span.shape[1]
             at = (torch.arange(width, device=span.device) * span).amax(dim=1)
             return hidden[torch.arange(len(hidden), device=hidden.device), at]
@@ -208,30 +223,28 @@ class TransformerEncoder:
                              got=f"{len(missing)} missing tensors", expected="complete *.safetensors files")
         return model.to(self.device).eval()
 
-    def _tokenize(self, texts: list[str]) -> tuple[list[list[int]], list[list[bool]]]:
-        """Token ids and the positions to pool over, for each text."""
+    def _tokenize(self, texts: list[str]) -> tuple[list[list[int]], list[np.ndarray]]:
+        """Token ids, and for each pooling the positions to pool over, bool [poolings, tokens], of each text."""
         if not texts:
             return [], []
         prompt, cut = self.config.prompt or "{text}", self._cut(texts)
         # A prompt that says the text twice is pooled over the second reading, the only one in which a causal model has
         # seen all of it (Springer et al. 2024, Repetition Improves Language Model Embeddings), or over all of them.
-        places = [m.start() for m in re.finditer(r"\{text\}", prompt)]
-        places = places if self.config.pooling == "mean_all" else places[-1:]
+        everywhere = [m.start() for m in re.finditer(r"\{text\}", prompt)]
+        places = {"mean": everywhere[-1:], "mean_all": everywhere, "last": []}
         coded = self._tokenizer([prompt.replace("{text}", t) for t in cut], return_offsets_mapping=True,
                                 return_attention_mask=False, verbose=False, **self._limits)
         ids, spans = [], []
         for text, row, offsets in zip(cut, coded["input_ids"], coded["offset_mapping"], strict=True):
-            starts = [len(prompt[:place].replace("{text}", text)) for place in places]
-            span = [any(a < start + len(text) and b > start for start in starts) for a, b in offsets]
             if not row:  # an empty text in a vocabulary without special tokens: let the model see one end mark
-                row = [self._end_token()]
+                row, offsets = [self._end_token()], [(0, 0)]
+            span = np.zeros((len(self.config.poolings), len(row)), bool)
+            for at, pooling in enumerate(self.config.poolings):
+                starts = [len(prompt[:place].replace("{text}", text)) for place in places[pooling]]
+                span[at] = [any(a < start + len(text) and b > start for start in starts) for a, b in offsets]
             ids.append(row)
-            spans.append(self._span(span, row))
+            spans.append(span)
         return ids, spans
-
-    def _span(self, text_tokens: list[bool], ids: list[int]) -> list[bool]:
-        """Which positions are pooled over; ``text_tokens`` marks the text's own, special and prompt tokens left out."""
-        raise NotImplementedError
 
     def _end_token(self) -> int:
         for token in (self._tokenizer.eos_token_id, self._tokenizer.pad_token_id):

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from recsys.content.parts import read_store
 from recsys.errors import InputError
+from recsys.stage import read_manifest
 
 Normalisation = Literal["l2", "variance", "none"]
 
@@ -106,6 +107,16 @@ def joined_for_ads(stores: Sequence[str | Path], ads: pa.Table) -> tuple[list[st
             matrix = matrix / max(float(np.sqrt(matrix.var(axis=0).sum())), 1e-12)
         blocks.append(matrix)
     return ids, np.concatenate(blocks, axis=1)
+
+
+def block_widths(stores: Sequence[str | Path]) -> tuple[int, ...]:
+    """Lengths of the blocks that :func:`joined_for_ads` puts side by side: of each layer, pooling and store."""
+    found: list[int] = []
+    for store in stores:
+        facts = (read_manifest(Path(store)) or {}).get("facts", {})
+        blocks = facts.get("blocks", 1)
+        found += [facts["dim"] // blocks] * blocks
+    return tuple(found)
 
 
 @dataclass(frozen=True)

@@ -75,12 +75,14 @@ def train_arm(config: ExperimentConfig, name: str, out: Path, model_out: Path | 
     content = content_of_arm(arm, out)
     target = model_out or out / "arms" / name / "model"
     if config.model.kind == "ridge":
+        from recsys.content import block_widths
         from recsys.training.ridge import train_ridge
 
         if content is None:
             raise InputError("a ridge ranker needs content", file="experiment", column=f"arms.{name}.content",
                              got="null", expected="the name of an encoder")
-        ridge = partial(train_ridge, out / "split", config.model, target, content=content, seed=config.seed, name=name)
+        ridge = partial(train_ridge, out / "split", config.model, target, content=content, seed=config.seed, name=name,
+                        widths=block_widths([out / "content" / n for n in arm.encoders]))
         return ridge() if world is None else dict(world.from_main(ridge))
     from recsys.training import train_model
 

@@ -307,3 +307,25 @@ def test_tokenising_ahead_changes_nothing(tiny_llama, monkeypatch, ahead):
     monkeypatch.setattr(encoder, "_tokenize", lambda texts: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # what fails in the thread is not lost there
         encoder.encode(AWKWARD)
+
+
+@pytest.mark.parametrize("kind", ["llama", "sentence"])
+def test_several_layers_and_poolings_stand_side_by_side_from_one_reading(kind, tiny_llama, tiny_bert):
+    make, folder = (llama, tiny_llama) if kind == "llama" else (bert, tiny_bert)
+    poolings = ("mean_all", "mean", "last") if kind == "llama" else ("mean",)
+    prompt = "{text}\nAgain: {text}" if kind == "llama" else None
+    texts = [*AWKWARD, "the quick brown fox jumps over you"]
+    many = make(folder, layer=(1, 2, -1), pooling=poolings, prompt=prompt)
+    single = [make(folder, layer=layer, pooling=pooling, prompt=prompt) for layer in (1, 2, 3) for pooling in poolings]
+    assert many.dim == sum(e.dim for e in single)
+    assert len({many.pooling, *(e.pooling for e in single)}) == len(single) + 1
+    got = many.encode(texts)
+    np.testing.assert_allclose(got.vectors, np.concatenate([e.encode(texts).vectors for e in single], axis=1),
+                               atol=1e-5)
+    assert (got.tokens == single[0].encode(texts).tokens).all()
+
+
+@pytest.mark.parametrize("change", [{"layer": []}, {"layer": [3, 3]}, {"pooling": []}, {"pooling": ["mean", "max"]}])
+def test_lists_of_layers_and_poolings_are_checked(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        EncoderConfig(kind="llama", **change)
