@@ -58,6 +58,7 @@ class _Loss(nn.Module):
         super().__init__()
         rank = torch.compile(model.rank) if config.compile else model.rank
         self._rank, self._precision, self._world = [rank], config.precision, world  # listed: not a submodule twice
+        self._kernels = model.config.kernels
 
     def forward(self, looked_up: torch.Tensor | None, flight: InFlight) -> tuple[torch.Tensor, Step]:
         batch, world = flight.batch, self._world
@@ -66,7 +67,7 @@ class _Loss(nn.Module):
         adding = dist.all_reduce(total, async_op=True) if world.size > 1 else None
         with autocast(self._precision, world.device):
             logits = self._rank[0](looked_up, batch)
-        loss, trials = binomial_loss(logits.float(), batch)
+        loss, trials = binomial_loss(logits.float(), batch, self._kernels)
         if adding is not None:
             adding.wait()
         # All gradients are averaged over ranks (TorchRec divides the tables'), so times their number: what is minimised

@@ -12,6 +12,8 @@ from torch.nn import functional
 
 from recsys.config import TrainingConfig
 from recsys.features.batches import Batch
+from recsys.kernels import binomial_loss as fused
+from recsys.kernels.dispatch import uses_triton
 from recsys.training.optimizers import dense_parameters
 
 Step = tuple[torch.Tensor, torch.Tensor, int]
@@ -32,11 +34,14 @@ class Stepper(Protocol):
         """Inside, the model may be called directly, between two steps of an epoch."""
 
 
-def binomial_loss(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def binomial_loss(logits: torch.Tensor, batch: Batch, kernels: str = "auto") -> tuple[torch.Tensor, torch.Tensor]:
     """Negative log likelihood of successes among trials, summed, and the trials it is a sum over.
 
     -s log p - (t - s) log(1 - p) = t softplus(z) - s z, weighted by the rows' weights; both results are scalars.
     """
+    if uses_triton(kernels, logits):
+        counted = fused.binomial_loss(logits, batch.trials, batch.successes, batch.weight, kernels=kernels)
+        return counted.loss, counted.sums[:, 1].sum()
     weight = batch.weight.unsqueeze(1)
     loss = (weight * (batch.trials * functional.softplus(logits) - batch.successes * logits)).sum()
     return loss, (weight * batch.trials).sum()
@@ -75,7 +80,7 @@ class PlainStepper:
             looked_up = None if embeddings is None else embeddings(batch.sparse)
             with autocast(self._precision, self._device):
                 logits = self._rank(looked_up, batch)
-            loss, trials = binomial_loss(logits.float(), batch)
+            loss, trials = binomial_loss(logits.float(), batch, self._model.config.kernels)
             (loss / trials.clamp_min(1e-12)).backward()
             if self._clip is not None:
                 nn.utils.clip_grad_norm_(self._parameters, self._clip)
