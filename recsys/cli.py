@@ -21,6 +21,7 @@ from recsys.log import log, setup_logging
 from recsys.planning.commands import plan
 from recsys.retrieval.commands import index, search
 from recsys.serving.commands import score, serve
+from recsys.serving.log_commands import join_feedback, load_users
 
 app = typer.Typer(name="recsys", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   rich_markup_mode=None,  # rich help takes twice as long to answer
@@ -208,6 +209,8 @@ app.command("ab")(ab)
 app.command("power")(power)
 app.command("score")(score)
 app.command("serve")(serve)
+app.command("load-users")(load_users)
+app.command("join-feedback")(join_feedback)
 app.command("ope")(ope)
 app.command("thompson-policy")(thompson_policy)
 app.command("certify")(certify)

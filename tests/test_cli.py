@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 VERBS = ("demo", "prepare", "embed", "index", "search", "train", "score", "serve", "experiment", "lift", "ledger",
-         "doctor", "ope", "thompson-policy", "tune")
+         "doctor", "ope", "thompson-policy", "tune", "load-users", "join-feedback")
 
 
 def recsys(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -122,6 +122,8 @@ class RankingConfig(Strict):
 
     model: str | None = Field(None, description="model folder, or name in the service")
     ads: Path = Field(description="ads.parquet: ids, bids, ad features, columns to filter on")
+    ads_poll_seconds: float = Field(10.0, ge=0, description="how often the file is looked at for a new version, as "
+                                                            "budgets change; 0: never")
     users: UsersConfig | None = None
     context: dict[str, ContextType] = Field({}, description="columns that every request brings, and their types")
     filters: tuple[str, ...] = Field((), description="what makes an ad eligible: COLUMN=VALUE as in recsys search; "

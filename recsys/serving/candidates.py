@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -10,6 +12,7 @@ import pyarrow as pa
 
 from recsys.config import RankingConfig
 from recsys.errors import InputError
+from recsys.log import log
 from recsys.retrieval.retriever import Query, Retriever
 from recsys.serving.ad_table import AdTable, as_filter
 from recsys.serving.counts import Counts
@@ -65,17 +68,36 @@ class CandidateSource:
     def __init__(self, config: RankingConfig, counts: Counts, retriever: Retriever | None = None) -> None:
         self._config, self._counts = config, counts
         self.users: UserStore | None = None if config.users is None else open_users(config.users)
+        self._seen = _signature(config.ads)
         self.inventory = self._read_ads(None)
         self._retriever = retriever or _history_retriever(config, self.inventory.ads)
         self._checked: dict[int, tuple[ScorerLike, list[tuple[str, str]]]] = {}
 
-    def refresh(self) -> None:
-        """Read the ads again; requests in flight keep the version they have, and budgets what they have spent.
+    def refresh(self) -> bool:
+        """Read the ads again if their file is another; requests in flight keep the version they have.
+
+        Returns:
+            Whether it was.
 
         Raises:
             InputError: the new table is not what it should be; the old one goes on being served.
         """
+        seen = _signature(self._config.ads)
+        if seen == self._seen:
+            return False
+        self._seen = seen  # a damaged file is complained of once
         self.inventory = self._read_ads(self.inventory)
+        self._counts.add(ads_read=1)
+        return True
+
+    def watch(self, ending: threading.Event) -> None:
+        """Call :meth:`refresh` now and then, until told to end."""
+        while not ending.wait(self._config.ads_poll_seconds):
+            try:
+                self.refresh()
+            except (InputError, OSError) as error:
+                self._counts.add(ads_refused=1)
+                log.error("the ads stay as they are: %s", error)
 
     def prepare(self, request: RankRequest, arm: Arm, scorer: ScorerLike, now: int) -> Prepared:
         """As :meth:`recsys.serving.ranking.Ranking.prepare`."""
@@ -167,6 +189,14 @@ class CandidateSource:
         if before is not None and before.pacer is not None:
             pacer.carry_over(before.pacer, before.ads.rows_of(ads.table["ad_id"].to_pylist()))
         return Inventory(ads, pacer)
+
+
+def _signature(path: Path) -> tuple[int, ...] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _history_retriever(config: RankingConfig, ads: AdTable) -> Retriever | None:

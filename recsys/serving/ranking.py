@@ -12,8 +12,10 @@ log). A decision that cannot be logged is not made.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,8 @@ class Ranking:
 
     Attributes:
         counts: ``requests``; of these ``empty``, without any eligible ad, ``users_unknown``, without the user's
-            features, and ``retrieved_nothing``, where the retriever had no candidate; events of ``feedback``.
+            features, and ``retrieved_nothing``, where the retriever had no candidate; events of ``feedback``;
+            versions of the ads ``ads_read`` or ``ads_refused``.
 
     Raises:
         InputError: a file that is not what it should be, or a column of the model that nothing brings.
@@ -62,8 +65,8 @@ class Ranking:
     def __init__(self, config: RankingConfig, models: Models | None = None, retriever: Retriever | None = None,
                  clock: Callable[[], int] = lambda: time.time_ns() // 1000) -> None:
         self.config, self.counts, self._clock = config, Counts(), clock
-        self._models = models or _folders()
-        self._source = CandidateSource(config, self.counts, retriever)
+        self._models, self._deciding = models or _folders(), threading.Lock()
+        self._source, self._ending = CandidateSource(config, self.counts, retriever), threading.Event()
         self._default = Arm(None, None, config.model, config.policy)
         for arm in self.arms:
             self._source.sources(self._models(arm.model))
@@ -73,6 +76,9 @@ class Ranking:
             if config.experiment is not None:
                 register_experiment(config.experiment, state)
             self.log, self.feedback_log = ServedLog("impressions", config.log), ServedLog("feedback", config.log)
+
+        if config.ads_poll_seconds:
+            threading.Thread(target=self._source.watch, args=(self._ending,), name="ads", daemon=True).start()
 
     @classmethod
     def load(cls, path: str | Path, models: Models | None = None) -> Ranking:
@@ -87,6 +93,7 @@ class Ranking:
 
     def close(self) -> bool:
         """Publish what was logged; whether all of it could be."""
+        self._ending.set()
         return not [log for log in (self.log, self.feedback_log) if log is not None and not log.close()]
 
     @cached_property
@@ -96,6 +103,13 @@ class Ranking:
         return [self._default, *(() if e is None else (
             Arm(e.id, name, a.model or self.config.model, a.policy or self.config.policy)
             for name, a in sorted(e.arms.items())))]
+
+    @property
+    def followed(self) -> dict[str, Counts]:
+        """All counts of this process, by what they are of: ``ranking``, ``users``, ``impressions``, ``feedback``."""
+        logs = {log.name: log.counts for log in (self.log, self.feedback_log) if log is not None}
+        users = {} if self._source.users is None else {"users": self._source.users.counts}
+        return {"ranking": self.counts, **users, **logs}
 
     def parse(self, body: bytes | Mapping[str, Any], most: int | None = None) -> RankRequest:
         """A request from JSON; ``most`` is its largest ``k``."""
@@ -143,15 +157,18 @@ class Ranking:
         Raises:
             LogFull: it could not be logged, so it was not made.
         """
-        decision, charges = self._decide(prepared, model_id, heads)
-        if not len(decision.slate.position):
-            self.counts.add(empty=1)
+        pacer = prepared.inventory.pacer
+        # Where money is limited, what one decision charges must be seen by the next.
+        with nullcontext() if pacer is None else self._deciding:
+            decision, charges = self._decide(prepared, model_id, heads)
+            if not len(decision.slate.position):
+                self.counts.add(empty=1)
+                return decision
+            if self.log is not None:
+                self.log.append(self._log_rows(prepared, decision))
+            if charges is not None and pacer is not None:
+                pacer.charge(decision.rows[decision.slate.position], charges)
             return decision
-        if self.log is not None:
-            self.log.append(self._log_rows(prepared, decision))
-        if charges is not None and prepared.inventory.pacer is not None:
-            prepared.inventory.pacer.charge(decision.rows[decision.slate.position], charges)
-        return decision
 
     def retrieve(self, request: RankRequest | Mapping[str, Any] | bytes) -> dict[str, Any]:
         """The body of ``/v1/retrieve``: candidates that may be shown, best first, without ranking them.
@@ -182,9 +199,12 @@ class Ranking:
         self.counts.add(feedback=len(events))
         return len(events)
 
-    def refresh(self) -> None:
-        """Read the ads again (:meth:`CandidateSource.refresh`)."""
-        self._source.refresh()
+    def refresh(self) -> bool:
+        """Read the ads again if their file is another; whether it was (:meth:`CandidateSource.refresh`).
+
+        Budgets keep what was spent of them.
+        """
+        return self._source.refresh()
 
     def _decide(self, prepared: Prepared, model_id: str,
                 heads: Mapping[str, np.ndarray]) -> tuple[Decision, np.ndarray | None]:

@@ -200,7 +200,8 @@ def test_budgets_take_ads_out_and_the_ads_can_be_read_again(make, files):
     assert 2.0 < pacer.spent.max() <= 3.0
     spent = pacer.spent
     pq.write_table(ads.slice(0, 20), files / "ads.parquet")
-    ranking.refresh()
+    assert ranking.refresh()
+    assert not ranking.refresh()
     np.testing.assert_allclose(ranking._source.inventory.pacer.spent, spent[:20])
     assert set(ranking.rank(request(request_id="r")).candidates) <= set(ads["ad_id"].to_pylist()[:20])
 

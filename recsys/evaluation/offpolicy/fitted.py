@@ -76,7 +76,7 @@ def _design(table: pa.Table, names: list[str]) -> Floats | None:
         if distinct <= 1 or (distinct > VALUES and not number):
             continue
         if distinct > VALUES or pa.types.is_floating(column.type):
-            x = np.nan_to_num(pc.cast(column, pa.float64()).to_numpy().astype(np.float64))
+            x = np.nan_to_num(pc.cast(column, pa.float64(), safe=False).to_numpy().astype(np.float64))
             parts.append(((x - x.mean()) / (x.std() or 1.0))[:, None])
         else:
             code: NDArray[np.int64] = encode(pc.fill_null(pc.cast(column, pa.string()), ""))[1]

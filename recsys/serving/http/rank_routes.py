@@ -44,10 +44,8 @@ class _RankRoutes:
         self._ranking = Ranking(config, self._scorer)
         self._threads = ThreadPoolExecutor(_THREADS, "ranking")
         service.at_end.append(self._close)
-        service.metrics.follow("ranking", self._ranking.counts)
-        for log in (self._ranking.log, self._ranking.feedback_log):
-            if log is not None:
-                service.metrics.follow(log.name, log.counts)
+        for name, counts in self._ranking.followed.items():
+            service.metrics.follow(name, counts)
 
     def routes(self) -> list[Route]:
         headers = TIMEOUT_SCHEMA

@@ -14,6 +14,7 @@ from recsys.serving import load_scorer, make_app
 from recsys.serving.http import Limits, Settings
 from recsys.serving.http.rank_routes import rank_routes
 from recsys.serving.ranking import Ranking
+from recsys.serving.served_log import LogFull, ServedLog
 from tests.serving.conftest import make_ads
 from tests.serving.http.client import Client
 
@@ -81,3 +82,36 @@ def test_models_of_the_configuration_must_be_served(model: Path, config: Ranking
     with pytest.raises(InputError, match="no such model in the service"):
         make_app({"a": model}, more=[rank_routes(config.model_copy(update={"model": "b", "log": None}))])
     make_app({"a": model}, more=[rank_routes(config.model_copy(update={"model": "a", "log": None}))])
+
+
+def test_arms_have_the_services_models_and_a_reload_is_followed(model: Path, config: RankingConfig, tmp_path: Path
+                                                                ) -> None:
+    (tmp_path / "versions").mkdir()
+    (tmp_path / "versions" / "1").symlink_to(model)
+    experiment = {"id": "e", "baseline": "a", "arms": {"a": {"share": 0.5}, "b": {"share": 0.5, "model": "other"}}}
+    config = parse_model(RankingConfig, {**config.model_dump(mode="json"), "experiment": experiment}, "test")
+    with Client(make_app({"ranker": model, "other": tmp_path / "versions"}, more=[rank_routes(config)])) as client:
+        def ranked() -> set[tuple[int, str | None]]:
+            answers = client.all(*(ask(i, request_id=None) for i in range(20)))
+            return {(a.status_code, a.json().get("arm_id")) for a in answers}
+
+        assert ranked() == {(200, "a"), (200, "b")}
+        assert client.post("/v2/repository/models/other/load", json={}).status_code == 200
+        assert ranked() == {(200, "a"), (200, "b")}
+        assert client.post("/v2/repository/models/other/unload", json={}).status_code == 200
+        assert ranked() == {(200, "a"), (404, None)}
+        assert 'recsys_events_total{of="users",what="missing"}' in client.get("/metrics").text
+
+
+def test_a_log_that_is_behind_is_a_503(model: Path, config: RankingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Client(make_app(model, more=[rank_routes(config)])) as client:
+        assert client.all(ask(1))[0].status_code == 200
+        monkeypatch.setattr(ServedLog, "append", _full)
+        for request in (ask(2), ("POST", "/v1/feedback", {"json": {"events": [{"impression_id": "x",
+                                                                               "kind": "hide"}]}})):
+            answer = client.all(request)[0]
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+
+
+def _full(*_: object) -> None:
+    raise LogFull("the served log is behind")
