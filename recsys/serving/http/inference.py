@@ -78,6 +78,8 @@ def inference_routes(service: Service) -> list[Route]:
 
     async def load(request: Request) -> Response:
         parameters = await _options(request, service, "parameters", dict, {})
+        if unknown := sorted(set(parameters) - {"version"}):
+            raise InputError("unknown parameter", column=unknown[0], expected="version")
         version = parameters.get("version")
         if version is not None and not isinstance(version, str):
             raise InputError("malformed parameter", column="version", got=version, expected="a string")
