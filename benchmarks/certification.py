@@ -15,7 +15,7 @@ from pathlib import Path
 
 from common import facts, save
 
-from recsys.evaluation.certify.certificate import SHIPPED
+from recsys.evaluation.certify.certificate import SHIPPED, shipped_of
 from recsys.evaluation.certify.commands import summary
 from recsys.evaluation.certify.page import page, picture
 from recsys.evaluation.certify.run import certify
@@ -38,8 +38,7 @@ def main() -> None:
     print(save("certification", result))
     picture(result, DOCS / "images" / "certification.png")
     write_atomic(DOCS / "certification.md", page({**result, "facts": facts()}, "images/certification.png"))
-    write_json(SHIPPED, {**result["certificate"], "seed": args.seed, "replications": args.replications,
-                         "requirements": {r["requirement"]: r["met"] for r in result["requirements"]}})
+    write_json(SHIPPED, shipped_of(result))
     print(summary(result, DOCS))
 
 

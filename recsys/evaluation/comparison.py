@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from recsys.errors import Refused
 from recsys.evaluation.intervals import (
+    EXPLORATORY_CLICKS,
     EXPLORATORY_CLUSTERS,
+    MIN_CLICKS,
     MIN_CLUSTERS,
     Choice,
     Floats,
@@ -22,6 +24,8 @@ from recsys.evaluation.intervals import (
     interval,
 )
 from recsys.evaluation.offpolicy.support import Reach
+
+SMALLEST = 1e-300  # an arm without a click has no effective click, and squares that sum to 0
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class ArmRows:
         reach: metric -> what the rows' mean leaves open because of that gap; a metric that is not named is refused
             where there is a gap.
         unadjusted_reach: the same of ``unadjusted``.
+        click_squares: of randomised tests, float64[n], the sum of the squares of what each click counts in a row
+            (:func:`recsys.evaluation.randomized.click_squares`); None where rows are not made of clicks.
     """
 
     rows: dict[str, Floats]
@@ -59,6 +65,7 @@ class ArmRows:
     gap: float = 0.0
     reach: dict[str, Reach] = field(default_factory=dict)
     unadjusted_reach: Reach = Reach()  # noqa: RUF009  # frozen
+    click_squares: Floats | None = None
 
     def reach_of(self, metric: str) -> Reach:
         """What the rows of a metric leave open.
@@ -76,25 +83,35 @@ class ArmRows:
         """The goal's rows of a part of the log, with that part's own evidence."""
         goals = {goal: self.rows[goal][rows]}
         if self.weight is None or self.hits is None:
-            units = int(clusters.max()) + 1
-            return ArmRows(goals, randomized_choice(len(rows), units), float(len(rows)), {}, {})
+            squares = None if self.click_squares is None else self.click_squares[rows]
+            return ArmRows(goals, self.choice, float(len(rows)), {}, {}, click_squares=squares)
         weight = self.weight[rows]
         sizes = np.bincount(clusters).astype(np.float64), np.bincount(clusters, weight).astype(np.float64)
         return ArmRows(goals, self.choice, effective(weight), {goal: effective(self.hits[rows], clusters)}, {}, sizes,
                        weight, self.hits[rows], gap=self.gap, reach={goal: self.reach_of(goal).of(rows)})
 
 
-def randomized_choice(tests: int, units: int) -> Choice:
-    """The interval rule of randomised tests (docs/decisions/0005-intervals.md).
+def randomized_choice(tests: int, units: int, clicks: float = float("inf")) -> Choice:
+    """The interval rule of randomised tests (docs/decisions/0005-intervals.md, 0026-certification.md).
+
+    Args:
+        tests: how many.
+        units: independent ones.
+        clicks: effective number of clicks that the worse arm's value rests on; infinite where rows are not made of
+            clicks.
 
     Raises:
-        Refused: too few independent units for any interval.
+        Refused: too few independent units or clicks for any interval.
     """
-    if units < MIN_CLUSTERS:
-        raise Refused(f"{units} independent units: no interval is published below {MIN_CLUSTERS}")
+    if units < MIN_CLUSTERS or clicks < MIN_CLICKS:
+        raise Refused(f"{units:,} independent units, {clicks:,.1f} effective clicks: no interval is published below "
+                      f"{MIN_CLUSTERS} and {MIN_CLICKS:g}; run more tests, or show each candidate to more viewers")
+    reason = f"randomised; {tests:,} tests in {units:,} units" + (
+        f", {clicks:,.0f} effective clicks" if np.isfinite(clicks) else "")
+    if clicks < EXPLORATORY_CLICKS:
+        return Choice("betting", "exploratory", reason)
     few = units < EXPLORATORY_CLUSTERS
-    return Choice("t+bootstrap" if few else "t", "exploratory" if few else "confirmatory",
-                  f"randomised; {tests:,} tests in {units:,} units")
+    return Choice("t+bootstrap" if few else "t", "exploratory" if few else "confirmatory", reason)
 
 
 @dataclass(frozen=True)
@@ -154,7 +171,9 @@ class Comparison:
         """
         arms = [self.arms[n] for n in names]
         if not self.paired:
-            return arms[0].choice
+            clicks = [float(a.rows[metric].sum()) ** 2 / max(float(a.click_squares.sum()), SMALLEST)
+                      for a in arms if a.click_squares is not None]
+            return randomized_choice(len(arms[0].rows[metric]), self.units, min(clicks, default=float("inf")))
         return choose_interval(min(a.ess for a in arms), min(a.events[metric] for a in arms),
                                int(self.clusters.max()) + 1, [m for a in arms for m in a.sizes])
 

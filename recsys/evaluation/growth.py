@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from recsys.config import ExperimentConfig
 from recsys.errors import Refused
 from recsys.evaluation.comparison import Comparison, at_least, ends
-from recsys.evaluation.intervals import EXPLORATORY_CLUSTERS, Interval
+from recsys.evaluation.intervals import Interval
 from recsys.evaluation.segments import Segments, equal_lifts
 from recsys.evaluation.sequential import always_valid_multiplier
 
@@ -28,8 +28,8 @@ def growth(c: Comparison, when: pa.ChunkedArray | None, config: ExperimentConfig
 
     A look takes all rows up to its last time, so a unit that comes again adds to the sums it already has. Each look is
     intervalled by its own evidence, by the rule of the report (``one_look``; that of the last look is the report's
-    interval); looks that the rule refuses are left out, and those with fewer than EXPLORATORY_CLUSTERS units of a
-    randomised test. The bounds for all looks at once (``lift``) are
+    interval); looks that the rule refuses are left out, and those of randomised tests that it bootstraps. The bounds
+    for all looks at once (``lift``) are
 
     * where the evidence is not confirmatory: the rule's interval at the error of one look in all (Bonferroni), which
       asks for nothing but that each interval is valid;
@@ -79,10 +79,11 @@ def growth(c: Comparison, when: pa.ChunkedArray | None, config: ExperimentConfig
 
 def _look(part: Comparison, name: str, looks: int) -> dict[str, Any] | None:
     """One arm at one look, ``lift`` being None where the sequence gives it; None where the rule publishes nothing."""
-    if not part.paired and part.units < EXPLORATORY_CLUSTERS:
-        return None
     try:
-        choice, made = part.choice_of(part.goal, name, part.baseline), part.lift(name, part.baseline, part.goal)
+        choice = part.choice_of(part.goal, name, part.baseline)
+        if choice.method == "t+bootstrap":  # a bootstrap's draws do not reach the error of one look in all
+            return None
+        made = part.lift(name, part.baseline, part.goal)
         bounds = None if choice.label == "confirmatory" else replace(
             part, confidence=1 - (1 - part.confidence) / looks).lift(name, part.baseline, part.goal)
     except Refused:  # too little evidence, or an interval without an end

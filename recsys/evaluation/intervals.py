@@ -24,7 +24,7 @@ from recsys.errors import InputError, Refused
 Floats = NDArray[np.float64]
 Method = Literal["t", "bootstrap", "t+bootstrap", "el", "t+el", "betting"]
 
-MIN_ESS, MIN_CLUSTERS = 30.0, 10
+MIN_ESS, MIN_CLICKS, MIN_CLUSTERS = 30.0, 2.0, 10
 DISTINCT = 8  # clusters per distinct pair of sums from which a bootstrap draws counts of pairs
 EXPLORATORY_ESS, EXPLORATORY_CLICKS, EXPLORATORY_CLUSTERS = 1_000.0, 100.0, 100
 FULL_ESS, FEW_CLICKS = 10_000.0, 5.0  # where the sample is that large, few clicks are enough for el
@@ -223,11 +223,11 @@ def choose_interval(ess: float, effective_clicks: float, clusters: int, sizes: S
     """
     units = min((effective(m) for m in sizes), default=float(clusters))
     counted = f"clusters {clusters:,}" + (f" (worth {units:,.1f} of equal size)" if units < 0.995 * clusters else "")
-    if ess < MIN_ESS or units < MIN_CLUSTERS or effective_clicks < 2:
+    if ess < MIN_ESS or units < MIN_CLUSTERS or effective_clicks < MIN_CLICKS:
         raise Refused(
             f"effective sample size {ess:.1f}, effective clicks {effective_clicks:.1f}, {counted}: no "
-            f"interval is published below {MIN_ESS:.0f}, 2 and {MIN_CLUSTERS}; log more, or evaluate a policy nearer "
-            "the logging one"
+            f"interval is published below {MIN_ESS:.0f}, {MIN_CLICKS:.0f} and {MIN_CLUSTERS}; log more, or evaluate a "
+            "policy nearer the logging one"
         )
     facts = f"effective sample size {ess:,.0f}, effective clicks {effective_clicks:,.0f}, {counted}"
     if units >= EXPLORATORY_CLUSTERS:

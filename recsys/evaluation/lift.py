@@ -141,7 +141,7 @@ def randomized_lift(
                  "tests_with_ties": int((np.bincount(tests.test, pick > 0) > 1).sum()),
                  "rows_left_aside": tests.dropped}
         arms[name] = ArmRows({"ctr": randomized.value_per_test(tests, pick)}, choice, float(len(tests.size)), {},
-                             facts)
+                             facts, click_squares=randomized.click_squares(tests, pick))
     comparison = Comparison(arms, config.baseline_arm, ev.goal, tests.cluster, ev.confidence, ev.bootstrap, config.seed,
                             paired=False)
     for name in arms:

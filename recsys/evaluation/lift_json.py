@@ -178,7 +178,7 @@ def compute_lift(
         **policy_words(config, len(others)), "minimum_effect": config.decision.minimum_effect,
         "config_sha256": sha256_json(config.resolved()), "data_sha256": data_sha256,
         "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"), "versions": _versions(),
-        "certificate": certificate(),
+        "certificate": certificate(config.evaluation.method),
     }
     report["decision"] = decide(report, {n: _goal_test(comparison, n, config) for n in others}, config)
     for name, verdict in report["decision"]["verdict"].items():

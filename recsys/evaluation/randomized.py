@@ -123,6 +123,16 @@ def value_per_test(tests: Tests, pick: Floats, rate: Floats | None = None) -> Fl
     return value
 
 
+def click_squares(tests: Tests, pick: Floats) -> Floats:
+    """Sum of the squares of what each click counts in :func:`value_per_test`: float64[T].
+
+    A click of a row counts pick / viewers there; (sum of values)^2 over the sum of these is the effective number of
+    clicks that a mean of values rests on.
+    """
+    squares: Floats = np.bincount(tests.test, (pick / tests.trials) ** 2 * tests.successes).astype(np.float64)
+    return squares
+
+
 def oracle_lift(tests: Tests, draws: int = 20, seed: int = 0) -> dict[str, float]:
     """How much there is to gain: the lift over uniform of choosing the truly best candidate, from below and above.
 

@@ -282,10 +282,13 @@ class Threat(Open):
 
 
 class Certificate(Open):
-    """The certification of the interval methods (docs/certification.md); false: their code has changed since."""
+    """The certification of the interval methods (docs/certification.md) for the report's ``design``; false: their code
+    has changed since; ``unmet``: what it required of that design and did not find."""
 
     id: Sha256
     methods_match: bool
+    design: str | None = None
+    unmet: list[str] | None = None
 
 
 class Lift(Open):

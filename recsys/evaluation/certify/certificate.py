@@ -6,13 +6,24 @@ import ast
 import io
 import json
 import tokenize
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from recsys.stage import sha256_bytes, sha256_json
 
-METHODS = ("intervals.py", "betting.py", "likelihood.py")  # of recsys/evaluation: the code that is certified
+_SHARED = ("intervals.py", "betting.py", "likelihood.py", "sequential.py")
+_REPORT = ("comparison.py", "growth.py", "segments.py", "shrinkage.py")
+METHODS = {
+    "offpolicy": (*_SHARED, *_REPORT, "beyond.py", *(f"offpolicy/{name}.py" for name in (
+        "answer", "estimators", "evidence", "rows", "slate", "support", "totals", "tuning"))),
+    "randomized": (*_SHARED, *_REPORT, "randomized.py"),
+    "ab": (*_SHARED, *_REPORT, *(f"ab/{name}.py" for name in ("analysis", "breakdown", "contrast"))),
+}
+"""Design -> the modules of recsys/evaluation that decide which interval is published, and its ends: what is certified.
+A change of one asks for a certificate of its own (CONTRIBUTING.md)."""
+MODULES = tuple(sorted({name for names in METHODS.values() for name in names}))
 SHIPPED = Path(__file__).with_name("certificate.json")
 
 
@@ -35,7 +46,7 @@ def code_sha256(source: str) -> str:
 def methods_sha256() -> dict[str, str]:
     """Module -> hash of its code, of the interval methods as they are now."""
     folder = Path(__file__).parents[1]
-    return {name: code_sha256((folder / name).read_text()) for name in METHODS}
+    return {name: code_sha256((folder / name).read_text()) for name in MODULES}
 
 
 def certificate_of(cells: list[dict[str, Any]]) -> dict[str, Any]:
@@ -44,12 +55,27 @@ def certificate_of(cells: list[dict[str, Any]]) -> dict[str, Any]:
     return {"id": sha256_json({"cells": cells, "methods": methods}), "methods": methods}
 
 
-def certificate() -> dict[str, Any] | None:
-    """What a report quotes: {"id", "methods_match"}; None where the package ships no certificate.
+def certificate(design: str) -> dict[str, Any] | None:
+    """What a report quotes; None where the package ships no certificate.
 
-    ``methods_match`` is false where the interval code has changed since the run that the id names.
+    Args:
+        design: ``offpolicy``, ``randomized`` (choices among randomised candidates) or ``ab`` (randomised users).
+
+    Returns:
+        {"id", "design", "methods_match": false where code that decides intervals of that design has changed since the
+        run that the id names, "unmet": what was required of that design and not reached}.
     """
     if not SHIPPED.is_file():
         return None
-    shipped = json.loads(SHIPPED.read_text())
-    return {"id": shipped["id"], "methods_match": shipped["methods"] == methods_sha256()}
+    shipped, now = json.loads(SHIPPED.read_text()), methods_sha256()
+    return {"id": shipped["id"], "design": design,
+            "methods_match": all(shipped["methods"].get(name) == now[name] for name in METHODS[design]),
+            "unmet": [f"{line['requirement']} ({line['failed']} of {line['checked']} failed)"
+                      for line in shipped["requirements"] if design in line["designs"] and not line["met"]]}
+
+
+def shipped_of(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What the package ships of a run of the whole certification."""
+    return {**result["certificate"], "seed": result["seed"], "replications": result["replications"], "requirements": [
+        {"requirement": r["requirement"], "designs": r["designs"], "met": r["met"], "checked": r["checked"],
+         "failed": len(r["failures"])} for r in result["requirements"]]}

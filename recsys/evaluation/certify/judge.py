@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,12 @@ import numpy as np
 from recsys.evaluation.certify.measure import NOMINAL
 from recsys.evaluation.certify.uniformity import ALPHA, LEAST_KS
 
-SAFE = {"values": ("betting", "empirical_bernstein", "default"), "lifts": ("default",)}
+SAFE = {"values": ("betting", "empirical_bernstein", "always betting", "default"),
+        "lifts": ("always betting", "default")}
 LEVEL_KEPT = ("analysis, per user", "analysis, CUPED", "t")  # tests whose p-values must be uniform
+SAFE_SIDE = ("published", "always valid, 5 looks")  # whose p-values may be too large, and never too small
+DESIGN = {"ab": "two randomised arms of users", "choice": "choices among randomised candidates"}
+EVERY = ("offpolicy", "randomized", "ab")
 NARROWER, FULL_ESS = 0.25, 10_000.0
 SE = 2.0  # Monte Carlo standard errors below nominal that a coverage may lie
 FEWEST = 20  # published logs of a cell from which its coverage is judged
@@ -40,47 +44,72 @@ def narrower(cell: Cell) -> float | None:
 
 def where(cell: Cell) -> dict[str, Any]:
     """The keys that name a cell."""
-    return {k: cell[k] for k in ("section", "kind", "overlap", "ctr", "n", "regime", "setting") if k in cell}
+    return {k: cell[k] for k in ("section", "kind", "design", "overlap", "ctr", "n", "share", "viewers", "regime",
+                                 "setting") if k in cell}
 
 
 def requirements(cells: Iterable[Cell], traps: Iterable[Cell]) -> list[dict[str, Any]]:
-    """One line per requirement: {"requirement", "checked": how many, "failures": [...], "met"}; met if none failed."""
+    """One line per requirement: {"requirement", "designs": whose reports quote it, "checked": how many, "failures":
+    [...], "met"}; met if none failed."""
     cells = list(cells)
     values = [c for c in cells if c["section"] == "values"]
-    intervals = [c for c in cells if c["section"] in SAFE]
-    out = []
-    for method in SAFE["values"]:
-        own = [c for c in intervals if method in SAFE[c["section"]] and covers(c, method) is not None]
-        out.append(_line(f"{method}: coverage at least nominal - 2 Monte Carlo standard errors in every cell", own, [
-            {**where(c), "logs": c["methods"][method]["logs"], "coverage": c["methods"][method]["coverage"],
-             "needed": needed(c["methods"][method]["logs"])} for c in own if not covers(c, method)]))
-    out.append(_line("betting is at most as wide as empirical Bernstein in every cell", values, [
+    out = [_coverage(f"{method}: coverage", ("offpolicy",), [c for c in cells if method in SAFE.get(c["section"], ())],
+                     method) for method in SAFE["values"]]
+    out.append(_line("betting is at most as wide as empirical Bernstein in every cell", ("offpolicy",), values, [
         {**where(c), "betting": c["methods"]["betting"]["width"],
          "empirical_bernstein": c["methods"]["empirical_bernstein"]["width"]} for c in values
         if c["methods"]["betting"]["width"] > c["methods"]["empirical_bernstein"]["width"]]))
     full = [c for c in values if c["facts"]["ess"] >= FULL_ESS]
     out.append(_line("default policy at least 25 % narrower than always betting where the effective sample size is "
-                     "10,000 or more, at valid coverage", full, [
+                     "10,000 or more, at valid coverage", ("offpolicy",), full, [
                          {**where(c), "narrower": narrower(c), "covers": covers(c, "default")} for c in full
                          if not (narrower(c) or 0.0) >= NARROWER or covers(c, "default") is False]))
+    for design, words in DESIGN.items():
+        own = [c for c in cells if c["section"] == "randomized" and c["design"] == design]
+        quoted = ("ab",) if design == "ab" else ("randomized",)
+        out += [_coverage(f"{words}, published {'lift' if method == 'default' else 'difference'}: coverage", quoted,
+                          own, method) for method in (("default", "absolute") if design == "ab" else ("default",))]
     tests = [(c, name, t) for c in cells if c["section"] == "uniformity" for name, t in c["tests"].items()]
-    out.append(_line(f"p-values without an effect: at most {ALPHA:g} + 3 standard errors below {ALPHA:g}, and uniform "
-                     f"(Kolmogorov-Smirnov p >= {LEAST_KS:g})", [t for t in tests if t[1] in LEVEL_KEPT], [
-                         {**where(c), "test": name, **t} for c, name, t in tests
-                         if name in LEVEL_KEPT and not keeps_level(t)]))
+    for kind, words, quoted in (("ab", "two randomised arms of users", ("ab",)),
+                                ("lift", "two policies on one log", ("offpolicy",))):
+        out += [_p_values(f"p-values without an effect, {words}: at most {ALPHA:g} + 3 standard errors below "
+                          f"{ALPHA:g}, and uniform (Kolmogorov-Smirnov p >= {LEAST_KS:g})", quoted,
+                          [t for t in tests if t[0]["kind"] == kind and t[1] in LEVEL_KEPT], keeps_level),
+                _p_values(f"published and always-valid p-values without an effect, {words}: at most {ALPHA:g} + 3 "
+                          f"standard errors below {ALPHA:g}", quoted,
+                          [t for t in tests if t[0]["kind"] == kind and t[1] in SAFE_SIDE], few_enough)]
     sprung = [t for t in traps if t["caught"] is not None]
     out.append(_line("every trap ends in a refusal or a flag that names the reason and what would mend it, and its "
-                     "honest twin passes", sprung, [dict(t) for t in sprung if not (t["caught"] and t["twin_passes"])]))
+                     "honest twin passes", EVERY, sprung,
+                     [dict(t) for t in sprung if not (t["caught"] and t["twin_passes"])]))
     counted = [c for c in cells if c["section"] == "propensities"]
-    out.append(_line("no honest log in a thousand is taken for one with counted propensities", counted, [
-        dict(c["false_alarms"]) for c in counted if max(c["false_alarms"].values()) > 1e-3]))
+    out.append(_line("no honest log in a thousand is taken for one with counted propensities", ("offpolicy",), counted,
+                     [dict(c["false_alarms"]) for c in counted if max(c["false_alarms"].values()) > 1e-3]))
     return out
+
+
+def _coverage(text: str, quoted: tuple[str, ...], cells: Iterable[Cell], method: str) -> dict[str, Any]:
+    own = [c for c in cells if covers(c, method) is not None]
+    return _line(f"{text} at least nominal - 2 Monte Carlo standard errors in every cell", quoted, own, [
+        {**where(c), "logs": c["methods"][method]["logs"], "coverage": c["methods"][method]["coverage"],
+         "needed": needed(c["methods"][method]["logs"])} for c in own if not covers(c, method)])
+
+
+def _p_values(text: str, quoted: tuple[str, ...], tests: list[tuple[Cell, str, Cell]],
+              kept: Callable[[Cell], bool]) -> dict[str, Any]:
+    return _line(text, quoted, tests, [{**where(c), "test": name, **t} for c, name, t in tests if not kept(t)])
+
+
+def few_enough(test: Cell) -> bool:
+    """Not too many p-values below the level."""
+    return bool(test["rejected"] <= ALPHA + 3 * test["se"])
 
 
 def keeps_level(test: Cell) -> bool:
     """Not too many p-values below the level, and all of them uniform."""
-    return bool(test["rejected"] <= ALPHA + 3 * test["se"] and test["ks_p"] >= LEAST_KS)
+    return few_enough(test) and bool(test["ks_p"] >= LEAST_KS)
 
 
-def _line(text: str, checked: list[Any], failures: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"requirement": text, "checked": len(checked), "failures": failures, "met": not failures}
+def _line(text: str, designs: tuple[str, ...], checked: list[Any], failures: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"requirement": text, "designs": list(designs), "checked": len(checked), "failures": failures,
+            "met": not failures}

@@ -24,12 +24,15 @@ def page(result: Result, image: str = "coverage.png") -> str:
     values = [c for c in result["cells"] if c["section"] == "values"]
     lifts = [c for c in result["cells"] if c["section"] == "lifts"]
     null = [c for c in result["cells"] if c["section"] == "uniformity"]
+    randomized = [c for c in result["cells"] if c["section"] == "randomized"]
     parts = [
         "# Certification", _asked(result),
         "## What was required", _requirements(result), NARROW,
         "## Coverage of a policy's value", LEGEND, f"![Coverage of every method in every cell]({image})",
         *(_values(values, kind) for kind in KINDS if any(c["kind"] == kind for c in values)),
         "## Coverage of the relative lift of two policies", LIFTS, _lifts(lifts),
+        *(("## Coverage where users or candidates were randomised", RANDOMIZED, _randomized(randomized))
+          if randomized else ()),
         "## P-values where there is no effect", NULLS, _nulls(null),
         "## Traps", TRAPS, _traps(result["traps"]),
     ]
@@ -52,6 +55,11 @@ all its refusals, and its coverage is of what it published. The bootstrap makes 
 LIFTS = """\
 Users with 1 to thousands of rows and a click propensity of their own, doubly robust estimation with an outcome
 model that is 40 % off, both policies on the same rows. Width: median, of the lift."""
+RANDOMIZED = """\
+Two arms of users with 1 to 40 rows and a click propensity of their own, as `recsys ab` analyses them (lift 10 %;
+`difference` is the absolute one, its width over the base rate); and arms that choose among four randomised
+candidates of headline-like tests, stories of one to three tests being the units, against the uniform choice, as the
+lift report does. `clicks`: median, of the arm with fewer, or of a uniform choice. Coverage is of what was published."""
 NULLS = """\
 Share of p-values below 0.05 (its standard error under the level in brackets) and Kolmogorov-Smirnov p-value of
 their uniformity. Per-impression tests (where clicks are frequent) and one look in five are shown because they
@@ -87,7 +95,8 @@ def _asked(result: Result) -> str:
             f"seed {result['seed']} (the interval policy's thresholds were chosen on seed 1). {made}.\n\n"
             f"Certificate `{result['certificate']['id']}`: the hash of all cells below and of the code of "
             + ", ".join(f"`{n}`" for n in result["certificate"]["methods"])
-            + ". Reports quote it, and say `methods_match: false` where that code has changed since.")
+            + ". Reports quote it with what is not met of their design, and say `methods_match: false` where the code "
+              "that decides intervals of that design has changed since.")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -146,6 +155,17 @@ def _lifts(cells: Sequence[Result]) -> str:
              f"{c['facts']['ess']:,.0f}", f"{c['facts']['effective_clicks']:,.0f}", *(_entry(c, m) for m in methods),
              _refused(c)] for c in cells]
     return _table(["users", "rows a user", "ESS", "clicks", *(WORDS[m] for m in methods), "refused"], rows)
+
+
+def _randomized(cells: Sequence[Result]) -> str:
+    words = {"ab": "users in two arms", "choice": "choices among candidates"}
+    rows = []
+    for c in cells:
+        split = f", split {100 * c['share']:g} %" if c["design"] == "ab" else f", {c['viewers']:,} viewers a candidate"
+        used = ", ".join(f"{name} {n}" for name, n in c["chosen"].items() if not name.startswith("refused"))
+        rows.append([words[c["design"]] + split, f"{c['n']:,}", f"{100 * c['ctr']:g} %", f"{c['facts']['clicks']:,.0f}",
+                     _entry(c, "default"), _entry(c, "absolute"), used or "-", _refused(c)])
+    return _table(["design", "users or tests", "CTR", "clicks", "lift", "difference", "intervals", "refused"], rows)
 
 
 def _nulls(cells: Sequence[Result]) -> str:

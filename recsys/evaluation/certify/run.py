@@ -14,32 +14,36 @@ from typing import Any
 
 from recsys.errors import InputError
 from recsys.evaluation.certify import judge
-from recsys.evaluation.certify.certificate import METHODS, certificate_of, code_sha256
+from recsys.evaluation.certify.certificate import certificate_of, code_sha256
 from recsys.evaluation.certify.measure import NOMINAL, LiftCell, ValueCell, measure_lift, measure_value
 from recsys.evaluation.certify.propensities import PropensityCell, measure_propensities
+from recsys.evaluation.certify.randomized import RandomizedCell, measure_randomized, randomized_cells
 from recsys.evaluation.certify.traps import run_traps
 from recsys.evaluation.certify.uniformity import NullCell, measure_null, nulls
 from recsys.evaluation.certify.worlds import REGIMES
 from recsys.log import log, progress
 from recsys.stage import sha256_json, write_json
 
-Cell = ValueCell | LiftCell | NullCell | PropensityCell
+Cell = ValueCell | LiftCell | NullCell | RandomizedCell | PropensityCell
 CTRS, OVERLAPS, SIZES = (0.001, 0.004, 0.02), ("good", "soft", "poor"), (2_000, 10_000, 50_000)
 KINDS = ("iid", "clustered", "drifting")
 # What a cell's result depends on, of recsys/evaluation, by section
-_VALUES = (*METHODS, "offpolicy/answer.py", "offpolicy/totals.py", "offpolicy/estimators.py", "certify/worlds.py",
-           "certify/measure.py")
-CODE = {"values": _VALUES, "lifts": _VALUES, "uniformity": (*_VALUES, "ab/analysis.py", "ab/contrast.py",
-                                                             "certify/uniformity.py"),
+_VALUES = ("intervals.py", "betting.py", "likelihood.py", "certify/worlds.py", "certify/measure.py", *(
+    f"offpolicy/{name}.py" for name in ("answer", "estimators", "evidence", "rows", "support", "totals")))
+_AB = ("ab/analysis.py", "ab/contrast.py", "sequential.py")
+CODE = {"values": _VALUES, "lifts": _VALUES, "uniformity": (*_VALUES, *_AB, "certify/uniformity.py"),
+        "randomized": ("intervals.py", "betting.py", "likelihood.py", "comparison.py", "randomized.py", *_AB,
+                       "certify/randomized.py"),
         "propensities": ("offpolicy/propensity.py", "certify/worlds.py", "certify/propensities.py")}
 
 
 def grid(replications: int, seed: int) -> list[Cell]:
-    """The full certification: 81 cells of values, the lifts, and the cells without an effect."""
+    """The full certification: 81 cells of values, the lifts, randomised designs, and the cells without an effect."""
     values = [ValueCell(ctr, overlap, n, kind, replications, seed)  # type: ignore[arg-type]
               for kind, n, overlap, ctr in product(KINDS, SIZES, OVERLAPS, CTRS)]
     lifts = [LiftCell(at, replications, 100 * seed + at) for at in range(len(REGIMES))]
-    return [*values, *lifts, *nulls(replications, seed), PropensityCell(replications, seed)]
+    return [*values, *lifts, *randomized_cells(replications, seed), *nulls(replications, seed),
+            PropensityCell(replications, seed)]
 
 
 def small_grid(replications: int, seed: int) -> list[Cell]:
@@ -48,7 +52,8 @@ def small_grid(replications: int, seed: int) -> list[Cell]:
             ValueCell(0.004, "soft", 2_000, "clustered", replications, seed),
             ValueCell(0.004, "soft", 10_000, "drifting", replications, seed),
             LiftCell(2, replications, 100 * seed + 2), NullCell("ab", 0.1, replications, seed),
-            PropensityCell(replications, seed)]
+            RandomizedCell("ab", 0.02, 4_000, 0.5, 0, replications, seed),
+            RandomizedCell("choice", 0.004, 60, 0.5, 200, replications, seed), PropensityCell(replications, seed)]
 
 
 def measure(cell: Cell) -> dict[str, Any]:
@@ -58,6 +63,8 @@ def measure(cell: Cell) -> dict[str, Any]:
         result = measure_value(cell)
     elif isinstance(cell, LiftCell):
         result = measure_lift(cell)
+    elif isinstance(cell, RandomizedCell):
+        result = measure_randomized(cell)
     else:
         result = measure_null(cell) if isinstance(cell, NullCell) else measure_propensities(cell)
     return {"result": result, "seconds": time.process_time() - began}

@@ -200,7 +200,7 @@ def evaluate(
     return {"metric": metric, "unit": facts.unit, "confidence": confidence, "n": facts.rows,
             "logged_value": facts.value if metric == "ctr" else None,
             "nuisance": nuisance if fitted else "ranker" if modelled else "none", **result,
-            "certificate": certificate()}
+            "certificate": certificate("offpolicy")}
 
 
 def _totals(pairs: _Pairs, facts: Scan, names: list[str], metric: Metric, nuisance: str, fit: _Models | None,

@@ -26,11 +26,13 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 
 def test_the_small_version_meets_what_is_required(result: dict):
-    assert {c["section"] for c in result["cells"]} == {"values", "lifts", "uniformity", "propensities"}
+    assert {c["section"] for c in result["cells"]} == {"values", "lifts", "uniformity", "randomized", "propensities"}
     for line in result["requirements"]:
         assert line["met"], line
         # the small grid has no cell of 10,000 effective rows
-        assert bool(line["checked"]) != ("effective sample size is 10,000" in line["requirement"])
+        missing = "effective sample size is 10,000" in line["requirement"] or (
+            "on one log" in line["requirement"] and "without an effect" in line["requirement"])  # nor one of no lift
+        assert bool(line["checked"]) != missing, line
     first = result["cells"][0]["methods"]
     assert first["betting"]["width"] <= first["empirical_bernstein"]["width"]
     assert first["empirical_bernstein"]["coverage"] == 1.0
@@ -62,6 +64,25 @@ def test_a_method_that_is_too_narrow_is_named(tmp_path: Path, monkeypatch: pytes
     assert [line["requirement"].split(":")[0] for line in failed] == ["betting"]
     assert failed[0]["failures"][0]["n"] == 2000
     assert failed[0]["failures"][0]["coverage"] < failed[0]["failures"][0]["needed"]
+
+
+def test_p_values_that_are_published_and_always_betting_are_judged():
+    """A cell of each that fails, and one that passes."""
+    found = {"logs": 400, "coverage": 0.9, "width": 1.0}
+    fine = {"rejected": 0.05, "se": 0.01, "ks_p": 0.5}
+    cells = [{"section": "lifts", "regime": 1, "facts": {"ess": 1.0}, "methods": {"always betting": found}},
+             *({"section": "uniformity", "kind": kind, "setting": at, "tests": {name: fine | bad}}
+               for kind, name in (("lift", "published"), ("ab", "always valid, 5 looks"))
+               for at, bad in enumerate(({}, {"ks_p": 1e-9}, {"rejected": 0.09})))]
+    failed = {line["requirement"]: line for line in judge.requirements(cells, []) if line["failures"]}
+    assert len(failed) == 3
+    for words, where, designs in (("always betting: coverage", {"regime": 1}, ["offpolicy"]),
+                                  ("always-valid p-values without an effect, two pol", {"setting": 2}, ["offpolicy"]),
+                                  ("always-valid p-values without an effect, two ran", {"setting": 2}, ["ab"])):
+        line = next(v for k, v in failed.items() if words in k)
+        assert len(line["failures"]) == 1
+        assert where.items() <= line["failures"][0].items()
+        assert line["designs"] == designs
 
 
 @pytest.mark.usefixtures("no_traps")

@@ -426,5 +426,5 @@ def test_the_answer_quotes_the_certificate(tmp_path: Path):
     from recsys.evaluation.certify.certificate import certificate
 
     made = evaluate(*written(tmp_path))
-    assert made["certificate"] == certificate()
+    assert made["certificate"] == certificate("offpolicy")
     assert len(made["certificate"]["id"]) == 64
