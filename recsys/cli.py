@@ -20,7 +20,7 @@ from recsys.experiment.commands import ledger, tune
 from recsys.log import log, setup_logging
 from recsys.planning.commands import plan
 from recsys.retrieval.commands import index, search
-from recsys.serving.commands import score, serve
+from recsys.serving.commands import export, score, serve
 from recsys.serving.log_commands import join_feedback, load_users
 
 app = typer.Typer(name="recsys", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -207,6 +207,7 @@ app.command("ledger")(ledger)
 app.command("plan")(plan)
 app.command("ab")(ab)
 app.command("power")(power)
+app.command("export")(export)
 app.command("score")(score)
 app.command("serve")(serve)
 app.command("load-users")(load_users)

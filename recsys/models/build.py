@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,16 +35,28 @@ def build_model(encoder: FeatureEncoder, config: ModelConfig, content: np.ndarra
     Raises:
         InputError: a kind that is no ranker of user-ad logs.
     """
+    tables, embeddings = tables_of(encoder), None
+    if tables and config.kind in KINDS:
+        embeddings = make_embeddings(config.embeddings, tables, config.embedding_dim, options, device, world,
+                                     parallel)
+    return assemble(encoder, config, content, embeddings).to(device)
+
+
+def tables_of(encoder: FeatureEncoder) -> list[Table]:
+    """The embedding tables of an encoder's features."""
+    return [Table(name, encoder.tables[name].rows, features, bool({*features} & {*encoder.sequence}))
+            for name, features in encoder.features.items()]
+
+
+def assemble(encoder: FeatureEncoder, config: ModelConfig, content: np.ndarray | None, embeddings: Any) -> Ranker:
+    """A ranker around embeddings that are there already.
+
+    Raises:
+        InputError: a kind that is no ranker of user-ad logs.
+    """
     if config.kind not in KINDS:
         raise InputError("not a ranker of impressions", column="model.kind", got=config.kind,
                          expected=" or ".join(KINDS))
-    tables = [Table(name, encoder.tables[name].rows, features, bool({*features} & {*encoder.sequence}))
-              for name, features in encoder.features.items()]
-    embeddings = None
-    if tables:
-        embeddings = make_embeddings(config.embeddings, tables, config.embedding_dim, options, device, world,
-                                     parallel)
     matrix = None if content is None else torch.from_numpy(np.ascontiguousarray(content, np.float32))
-    features = tuple(f for table in tables for f in table.features)
-    inputs = Inputs(embeddings, features, encoder.dense_width, matrix, bool(encoder.sequence))
-    return KINDS[config.kind](inputs, config).to(device)
+    features = tuple(f for table in tables_of(encoder) for f in table.features)
+    return KINDS[config.kind](Inputs(embeddings, features, encoder.dense_width, matrix, bool(encoder.sequence)), config)

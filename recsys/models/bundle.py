@@ -1,4 +1,7 @@
-"""The model folder: model.json, model.safetensors, vocabulary.parquet and content.safetensors. No pickle."""
+"""The model folder: model.json, model.safetensors, vocabulary.parquet and content.safetensors. No pickle.
+
+A bundle (``recsys export``) is a model folder whose tables are packed for scoring; it loads in the same way.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +31,8 @@ from recsys.models.build import build_model
 from recsys.models.calibration import Calibration
 from recsys.models.embeddings import SparseOptions
 from recsys.models.ranker import Ranker
-from recsys.stage import sha256_file, write_json
+from recsys.models.scoring import Scoring, has_bfloat16, packed_weights, scoring_ranker
+from recsys.stage import read_manifest, sha256_file, write_json
 
 FORMAT = 2  # 1: a DLRM's dot products stood in another order
 
@@ -124,7 +128,7 @@ def pick_device(device: str) -> torch.device:
 def save_bundle(folder: Path, models: Sequence[Ranker], encoder: FeatureEncoder, config: ModelConfig, name: str,
                 content: np.ndarray | None = None, transform: CorpusTransform | None = None,
                 quantiser: ResidualQuantiser | None = None, facts: dict[str, Any] | None = None,
-                writes: bool = True) -> None:
+                writes: bool = True, scoring: Scoring | None = None) -> None:
     """Write the model folder.
 
     Args:
@@ -134,8 +138,10 @@ def save_bundle(folder: Path, models: Sequence[Ranker], encoder: FeatureEncoder,
         quantiser: likewise, of semantic ids.
         facts: what else model.json should say.
         writes: False on all ranks but the first, which only hand it their part of sharded tables.
+        scoring: write a folder that is only scored from: tables packed, and how its numbers are made.
     """
-    weights = {f"{i}.{n}": t for i, model in enumerate(models) for n, t in model.weights().items()}
+    weights = packed_weights(models, scoring.tables) if scoring is not None else \
+        {f"{i}.{n}": t for i, model in enumerate(models) for n, t in model.weights().items()}
     if not writes:
         return
     save_file(weights, folder / "model.safetensors")
@@ -152,6 +158,7 @@ def save_bundle(folder: Path, models: Sequence[Ranker], encoder: FeatureEncoder,
         "format": FORMAT, "name": name, "model_id": f"{name}-{sha256_file(folder / 'model.safetensors')[:12]}",
         "members": len(models), "model": config.model_dump(mode="json"), "features": encoder.to_json(),
         "has_content": content is not None, "versions": _versions(), **(facts or {}),
+        **({} if scoring is None else {"scoring": scoring.to_json()}),
     })
 
 
@@ -167,8 +174,16 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def load_bundle(folder: str | Path, device: str = "auto") -> Bundle:
-    """Read a model folder.
+def load_bundle(folder: str | Path, device: str = "auto", precision: Literal["float32"] | None = None) -> Bundle:
+    """Read a model folder or a bundle.
+
+    A bundle's files are first compared with the checksums of its manifest. Weights are mapped, not read: processes that
+    load the same bundle share its tables' memory.
+
+    Args:
+        folder: of ``recsys train`` or ``recsys export``.
+        device: auto | cpu | cuda.
+        precision: of a bundle's matrix products instead of its own.
 
     Raises:
         InputError: a file is missing or damaged, or they do not fit each other.
@@ -194,14 +209,21 @@ def load_bundle(folder: str | Path, device: str = "auto") -> Bundle:
     encoder = FeatureEncoder.from_json(spec["features"], table, vocabulary, _under("of_content.", arrays))
     content = arrays.get("vectors")
     weights = _tensors(folder / "model.safetensors", load_file)
-    models = []
+    models: list[Ranker] = []
+    scoring = None if spec.get("scoring") is None else Scoring.from_json(spec["scoring"])
+    if scoring is not None:
+        _check_files(folder)
+        scoring = scoring if precision is None else replace(scoring, precision=precision)
     # However the tables were spread while training, they are whole here.
     local = config if config.embeddings == "dense" else config.model_copy(update={"embeddings": "fused"})
     for member in range(spec["members"]):
-        model = build_model(encoder, local, content, SparseOptions(), at)
+        own = {n.partition(".")[2]: t for n, t in weights.items() if n.startswith(f"{member}.")}
         try:
-            own = {n.partition(".")[2]: t for n, t in weights.items() if n.startswith(f"{member}.")}
-            model.load_weights(model.from_format_1(own) if spec["format"] == 1 else own)
+            if scoring is not None:
+                model = scoring_ranker(encoder, local, content, own, scoring, at)
+            else:
+                model = build_model(encoder, local, content, SparseOptions(), at)
+                model.load_weights(model.from_format_1(own) if spec["format"] == 1 else own)
         except (KeyError, RuntimeError) as error:
             raise InputError("weights do not fit model.json", file=folder / "model.safetensors", got=str(error),
                              expected="the file that was saved with it") from None
@@ -212,7 +234,16 @@ def load_bundle(folder: str | Path, device: str = "auto") -> Bundle:
         transform = CorpusTransform(arrays["mean"], arrays["components"], arrays["scale"], "l2")
     if found := _under("quantiser.", arrays):
         quantiser = ResidualQuantiser.from_tensors(found)
-    return Bundle(tuple(models), encoder, config.heads, spec["model_id"], at, content, transform, quantiser)
+    return Bundle(tuple(models), encoder, config.heads, spec["model_id"], at, content, transform, quantiser,
+                  Calibration() if scoring is None else scoring.calibration,
+                  scoring is not None and has_bfloat16(scoring, at))
+
+
+def _check_files(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    for name, sha in (manifest or {}).get("facts", {}).get("files", {}).items():
+        if name.endswith((".safetensors", ".json", ".parquet")) and sha256_file(folder / name) != sha:
+            raise InputError("damaged file", file=folder / name, expected="the checksum of the bundle's manifest")
 
 
 def _under(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

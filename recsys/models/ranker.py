@@ -115,7 +115,7 @@ class Ranker(nn.Module):
                 # What matches between ad and user is a product of the two: given, not left to be learnt by ReLUs.
                 match = [ad_BC * user_BC, functional.cosine_similarity(ad_BC, user_BC, dim=1).unsqueeze(1)]
         x_BFD = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        return self.interact(x_BFD, torch.cat(match, dim=1) if match else x_BFD.new_zeros(len(x_BFD), 0))
+        return self.interact(x_BFD, torch.cat(match, dim=1) if match else x_BFD.new_zeros(x_BFD.shape[0], 0))
 
     def interact(self, x_BFD: torch.Tensor, match_BM: torch.Tensor) -> torch.Tensor:
         """Logits [B, H] of a row's F vectors and its M matching numbers."""

@@ -15,7 +15,7 @@ import typer
 from recsys.errors import InputError, RecsysError
 from recsys.log import setup_logging
 
-_Model = Annotated[Path, typer.Option("--model", help="Model folder (recsys train).")]
+_Model = Annotated[Path, typer.Option("--model", help="Model folder (recsys train) or bundle (recsys export).")]
 _Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
@@ -42,6 +42,43 @@ def score(
     manifest = score_batch(model, [*input, *(more or [])], output, ads=ads, shard_rows=shard_rows,
                            batch_rows=batch_rows, keep=keep or (), device=device)
     typer.echo(json.dumps(manifest, indent=2) if as_json else _summary(manifest, output))
+
+
+def export(
+    model: Annotated[Path, typer.Argument(help="Model folder (recsys train).")],
+    out: Annotated[Path, typer.Option("--out", help="The bundle.")],
+    data: Annotated[Path, typer.Option("--data", help="Split folder: scores are compared on its valid.parquet, or "
+                                                      "test.parquet where there is none.")],
+    embeddings: Annotated[str, typer.Option(help="int8, int4 or fp32: how tables are kept.")] = "int8",
+    precision: Annotated[str, typer.Option(help="bfloat16 or float32: of matrix products, on processors that have "
+                                                "bfloat16.")] = "bfloat16",
+    calibration: Annotated[str, typer.Option(help="none, platt or isotonic: fitted on valid.parquet.")] = "none",
+    index: Annotated[Path | None, typer.Option(help="Index (recsys index) that the model is served with.")] = None,
+    program: Annotated[bool, typer.Option(help="Also write scorer.pt2, a torch.export program.")] = True,
+    rows: Annotated[int, typer.Option(min=1, help="Held-out rows at most.")] = 100_000,
+    max_dp: Annotated[float, typer.Option(min=0, help="Refuse beyond this largest difference of a "
+                                                      "probability.")] = 0.03,
+    mean_dp: Annotated[float, typer.Option(min=0, help="Refuse beyond this mean difference.")] = 0.002,
+    auc: Annotated[float, typer.Option(min=0, help="Refuse beyond this change of AUC.")] = 0.0005,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+) -> None:
+    """Publish a model for scoring: packed tables, checked against the model that was trained (exit code 3 beyond the
+    bounds)."""
+    from recsys.models.scoring import Scoring
+    from recsys.serving.export import Bounds, export_bundle
+
+    for name, value, choices in (("--embeddings", embeddings, ("int8", "int4", "fp32")),
+                                 ("--precision", precision, ("bfloat16", "float32")),
+                                 ("--calibration", calibration, ("none", "platt", "isotonic"))):
+        if value not in choices:
+            raise InputError("no such choice", file=name, got=value, expected=", ".join(choices))
+    manifest = export_bundle(
+        model, out, data=data, scoring=Scoring(embeddings, precision), index=index,  # type: ignore[arg-type]
+        calibration=calibration, program=program, bounds=Bounds(max_dp, mean_dp, auc), rows=rows)  # type: ignore[arg-type]
+    worst = max(d["max_dp"] for d in manifest["facts"]["differences"].values())
+    typer.echo(json.dumps(manifest, indent=2) if as_json else
+               f"{out}: {manifest['facts']['model_id']}, scores within {worst:.2g} of the trained model's"
+               + (" (published before)" if manifest["cached"] else ""))
 
 
 def serve(

@@ -168,6 +168,11 @@ class Scorer:
 
     def score_encoded(self, encoded: Encoded) -> dict[str, np.ndarray]:
         """Score rows that :attr:`encoder` has encoded; head -> probability float64 [n]. Threads may share a scorer."""
+        probabilities = expit(self.calibrated(self.logits(encoded)))
+        return {head: probabilities[:, i] for i, head in enumerate(self.heads)}
+
+    def logits(self, encoded: Encoded) -> np.ndarray:
+        """Log odds float64 [n, heads] before calibration."""
         logits = np.zeros((len(encoded), len(self.heads)))
         bundle, whole = self._bundle, len(encoded) <= _CHUNK
         # no_grad and not inference_mode: the fused lookup on a CPU lives in the autograd layer.
@@ -176,8 +181,11 @@ class Scorer:
                 stop = min(start + _CHUNK, len(encoded))
                 part = encoded if whole else encoded.take(np.arange(start, stop))
                 logits[start:stop] = mean_logits(bundle.models, to_batch(part, self._keys).to(bundle.device))
-        probabilities = expit(bundle.calibration.apply(logits))
-        return {head: probabilities[:, i] for i, head in enumerate(self.heads)}
+        return logits
+
+    def calibrated(self, logits: np.ndarray) -> np.ndarray:
+        """Log odds after the bundle's calibration."""
+        return self._bundle.calibration.apply(logits)
 
 
 def _kind(column: Any) -> str:
