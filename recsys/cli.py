@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from recsys import __version__
-from recsys.errors import InputError, RecsysError, Stopped
+from recsys.errors import InputError, RecsysError, Refused, Stopped
 from recsys.evaluation.ab.commands import power
 from recsys.evaluation.certify.commands import certify
 from recsys.evaluation.offpolicy.commands import ope, thompson_policy
@@ -183,6 +183,8 @@ def _report(result: dict[str, Any], out: Path, as_json: bool) -> None:
     from recsys.report import render_terminal
 
     _say(result, as_json, "" if as_json else f"{render_terminal(result)}\n{out / 'report' / 'lift.html'}")
+    if result["refused"]:
+        raise typer.Exit(Refused.exit_code)
 
 
 @app.command()

@@ -30,7 +30,8 @@ def aa_of_sums(a: Floats, b: Floats, draws: int = 1000, alpha: float = 0.05, see
 
     Returns:
         ``draws``, ``units``, ``alpha``, ``rejected`` share, ``low`` and ``high`` (99 % binomial range of that share
-        under the level), ``uniformity_p`` (Kolmogorov-Smirnov), ``ok``.
+        under the level), ``excess_p`` (binomial probability of so many rejections), ``uniformity_p``
+        (Kolmogorov-Smirnov), ``ok``.
 
     Raises:
         Refused: too few units or events.
@@ -61,6 +62,7 @@ def aa_of_sums(a: Floats, b: Floats, draws: int = 1000, alpha: float = 0.05, see
     uniform = float(kstest(p, "uniform").pvalue)
     return {"draws": len(p), "units": n, "alpha": alpha, "rejected": rejected / len(p),
             "low": float(inside[0]) / len(p), "high": float(inside[-1]) / len(p), "uniformity_p": uniform,
+            "excess_p": 1.0 if rejected == 0 else float(bdtrc(rejected - 1, len(p), alpha)),
             "ok": bool(inside[0] <= rejected <= inside[-1])}
 
 

@@ -145,6 +145,25 @@ def support(gaps: Mapping[str, float], most: float) -> dict[str, Any]:
                  + (" (intervals are widened by all that these could earn)" if gaps[worst] else ""))
 
 
+def aa(found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Health line: on random halves of their own units, lifts are found no more often than the level says.
+
+    Fails where an arm's rejections are so many that chance makes them less than once in a thousand reports. Too few
+    only mean that intervals are wider than they need be. Refused ones (few units or events) are left aside; no line
+    without any.
+
+    Args:
+        found: arm -> :func:`recsys.evaluation.aa.aa_of_sums`' answer, or {"refused"}.
+    """
+    known = {name: one for name, one in found.items() if "refused" not in one}
+    if not known:
+        return []
+    ok = all(one["excess_p"] * len(known) >= SRM_ALPHA for one in known.values())
+    alpha = next(iter(known.values()))["alpha"]
+    return [check("A/A", ok, ", ".join(f"{name} {100 * one['rejected']:.1f} %" for name, one in known.items())
+                  + f" of random halves without a difference rejected, expected {100 * alpha:g} %")]
+
+
 def split_audit(audit: dict[str, Any] | None) -> list[dict[str, Any]]:
     """Health line of the split's ``audit.json``, where the caller has one: what the two parts hold and share.
 

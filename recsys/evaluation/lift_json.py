@@ -16,6 +16,7 @@ import pyarrow as pa
 from recsys import __version__
 from recsys.config import ExperimentConfig
 from recsys.errors import Refused
+from recsys.evaluation import health
 from recsys.evaluation.aa import aa_of_sums
 from recsys.evaluation.certify.certificate import certificate
 from recsys.evaluation.comparison import NO_LIFT, Comparison, ends
@@ -24,6 +25,7 @@ from recsys.evaluation.growth import growth
 from recsys.evaluation.intervals import cluster_sums, t_interval
 from recsys.evaluation.segments import Segments, segment_lifts
 from recsys.evaluation.threats import NOT_CHECKED, threats
+from recsys.evaluation.withheld import refusal, withhold
 from recsys.stage import sha256_json
 
 Costs = Mapping[str, Mapping[str, Any]]
@@ -160,27 +162,35 @@ def compute_lift(
         config: the experiment; its hash goes into the report.
         costs: arm -> ``cost_per_mille_usd``, ``cost_per_mille_interval`` and anything else to be passed through.
         truth: arm -> metric -> true value, where a simulator knows it.
-        checks: health lines.
+        checks: health lines; that of the A/A tests is added. Where one fails, no estimate is in the report: ``refused``
+            says why, and what would mend it.
         data_sha256: of the log that was evaluated.
         context: times, segments and split of the rows.
     """
     context = context or Context()
     unit, others = config.evaluation.unit, [n for n in comparison.arms if n != comparison.baseline]
+    aa = {name: _aa(comparison, name, config) for name in others}
+    checks = [*checks, *health.aa(aa)]
+    refused = refusal(checks)
     report: dict[str, Any] = {
         "experiment": config.name, "goal": comparison.goal, "method": config.evaluation.method, "unit": unit,
         "confidence": comparison.confidence, "baseline": comparison.baseline,
         "arms": {name: _arm_entry(comparison, name, costs, truth) for name in comparison.arms},
-        "pairwise": _pairwise(comparison), "health": checks, "healthy": all(line["ok"] for line in checks),
+        "pairwise": _pairwise(comparison), "health": checks, "healthy": refused is None, "refused": refused,
         "not_checked": [{"check": n, "why": w} for n, w in NOT_CHECKED[config.evaluation.method].items()],
-        "aa": {name: _aa(comparison, name, config) for name in others},
-        "growth": growth(comparison, context.when, config),
-        "segments": segment_lifts(comparison, context.segments, config),
+        "aa": aa,
+        "growth": growth(comparison, context.when, config) if refused is None else {},
+        "segments": segment_lifts(comparison, context.segments, config) if refused is None else {},
         **policy_words(config, len(others)), "minimum_effect": config.decision.minimum_effect,
         "config_sha256": sha256_json(config.resolved()), "data_sha256": data_sha256,
         "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"), "versions": _versions(),
         "certificate": certificate(config.evaluation.method),
     }
-    report["decision"] = decide(report, {n: _goal_test(comparison, n, config) for n in others}, config)
+    goals = {n: _goal_test(comparison, n, config) for n in others} if refused is None else {}
+    report["decision"] = decide(report, goals, config)
+    if refused is not None:
+        withhold(report, refused)
+        report["decision"] |= {"verdict": dict.fromkeys(others, "Review"), "why": dict.fromkeys(others, refused)}
     for name, verdict in report["decision"]["verdict"].items():
         report["arms"][name]["verdict"] = verdict
     report["threats"] = threats(report, context.audit)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from recsys.errors import InputError
+from recsys.errors import InputError, Refused
 
 
 def ledger(
@@ -27,6 +27,9 @@ def ledger(
     costs = read_costs(folder / "costs.parquet").to_pylist()
     file = folder / "report" / "statement.json"
     if not file.is_file():
+        report = folder / "report" / "lift.json"
+        if report.is_file() and (reason := json.loads(report.read_text()).get("refused")):
+            raise Refused(f"no statement without a lift: {reason}")
         raise InputError("no such file", file=file, expected="a report: run recsys lift first")
     books = json.loads(file.read_text())
     typer.echo(json.dumps(books, indent=2) if as_json else "\n".join(text(costs, books)))

@@ -34,7 +34,7 @@ def make_report(out: str | Path) -> dict[str, Any]:
     simulated data, ``truth.json``; trains and scores nothing.
 
     Returns:
-        The contents of ``lift.json``.
+        The contents of ``lift.json``. Where a health check failed it is ``refused``, and no statement is written.
 
     Raises:
         InputError: a log is missing. Refused: the evidence does not carry a lift, the decision rule was changed after
@@ -78,6 +78,10 @@ def make_report(out: str | Path) -> dict[str, Any]:
         lift["retrieval"] = json.loads((out / "retrieval.json").read_text())
     write_lift(out / "report" / "lift.json", lift)
     write_csv(lift, out / "report" / "lift.csv")
+    if lift["refused"]:  # a statement is made of lifts; an old one would be of other lifts
+        (out / "report" / "statement.json").unlink(missing_ok=True)
+        render_html(lift, None, out / "report" / "lift.html")
+        return lift
     books = statement(lift, costs, config.money.impressions_per_refresh, reference_ecpm=config.money.reference_ecpm,
                       price_decline_per_year=config.money.price_decline_per_year)
     books["clouds"] = cloud_costs(costs, load_card(config.money.price_card), config.money.machine)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from itertools import product
 from typing import Any
 
-from recsys.errors import InputError
+from recsys.errors import InputError, Refused
 from recsys.ledger.substitution import substitution
 
 Interval = dict[str, float]
@@ -173,7 +173,12 @@ def statement(
 
         Incremental revenue is the paired interval of the difference in revenue where the report has it
         (``revenue_basis`` measured); else the lift of revenue times eCPM, or the lift of the goal times eCPM.
+
+    Raises:
+        Refused: the report shows no lift.
     """
+    if lift.get("refused"):
+        raise Refused(f"no statement without a lift: {lift['refused']}")
     baseline = str(lift["baseline"])
     by_arm = arm_costs(costs)
     ecpm = _ecpm(lift, baseline, reference_ecpm)

@@ -29,9 +29,9 @@ class Reading(Open):
 
 
 class Metric(Truth, Reading):
-    """A metric beside the goal. Refused: too few events of its own, then without intervals."""
+    """A metric beside the goal. Refused: too few events of its own, or a health check failed."""
 
-    value: float
+    value: float | None
     value_interval: Ends | None
     lift: Interval | None
     absolute_lift: Interval | None = None
@@ -56,14 +56,15 @@ class Encoder(Open):
 
 
 class Arm(Truth):
-    """One arm on the goal."""
+    """One arm on the goal. Refused: a health check failed, then every estimate is null."""
 
-    lift: Interval
-    absolute_lift: Interval
+    lift: Interval | None
+    absolute_lift: Interval | None
     p_value: Share | None
     se: float | None
-    value: float
-    value_interval: Ends
+    value: float | None
+    value_interval: Ends | None
+    refused: str | None = None
     n: int
     clusters: int
     numerator: float | None = None
@@ -186,6 +187,7 @@ class AA(Open):
     rejected: Share | None = None
     low: Share | None = None
     high: Share | None = None
+    excess_p: Share | None = None
     uniformity_p: Share | None = None
     ok: bool | None = None
     refused: str | None = None
@@ -292,7 +294,7 @@ class Certificate(Open):
 
 
 class Lift(Open):
-    """The lift report of an experiment."""
+    """The lift report of an experiment. Refused: a health check failed, so no estimate is in it; and what mends it."""
 
     experiment: str
     goal: str
@@ -304,6 +306,7 @@ class Lift(Open):
     pairwise: dict[str, Pair]
     health: list[Check]
     healthy: bool
+    refused: str | None = None
     not_checked: list[NotChecked]
     aa: dict[str, AA]
     growth: Growth

@@ -43,7 +43,7 @@ def render_terminal(lift: Mapping[str, Any], statement: Mapping[str, Any] | None
         table.add_column(column, justify="left" if column in ("arm", "") else "right", no_wrap=column in whole)
     for name, arm in lift["arms"].items():
         base = name == lift["baseline"] or not arm.get("lift")
-        cells = [name, value_of(goal, arm.get("value")), "baseline" if base else
+        cells = [name, value_of(goal, arm.get("value")), ("refused" if arm.get("refused") else "baseline") if base else
                  signed_percent(arm["lift"]["estimate"]), "" if base else interval_text(arm["lift"])]
         cells += [signed_percent(arm.get("true_lift")) if not base else ""] if truth else []
         sign, word = verdict(arm)
@@ -57,6 +57,8 @@ def render_terminal(lift: Mapping[str, Any], statement: Mapping[str, Any] | None
     for health in lift.get("health") or []:
         if not health.get("ok", True):
             console.print(f"FAILED  {health['check']}: {health.get('detail', '')}", markup=False, highlight=False)
+    if lift.get("refused"):
+        console.print(f"refused: {lift['refused']}", markup=False, highlight=False)
     console.print(table)
     for note in terminal_notes(lift):
         console.print(note, markup=False, highlight=False)

@@ -179,6 +179,8 @@ def variants(lift: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 def headline(lift: Mapping[str, Any], statement: Mapping[str, Any] | None = None) -> str:
     """The finding in one or two sentences that somebody outside the field can read."""
+    if lift.get("refused"):
+        return "A health check failed, so no lift is shown: mend what it names, and evaluate again."
     if not healthy(lift):
         return "A health check failed. The lifts below are shown for repair only: do not act on them."
     arms, baseline, goal = variants(lift), lift.get("baseline"), name_of(lift.get("goal", "goal metric"))

@@ -9,11 +9,17 @@ import pytest
 
 from recsys.errors import InputError, Refused
 from recsys.evaluation import health, intervals
+from recsys.evaluation.comparison import ArmRows, Comparison
 from recsys.evaluation.lift import offpolicy_lift, randomized_lift, table_sha256, write_lift
+from recsys.evaluation.lift_json import compute_lift
 from recsys.evaluation.offpolicy.evaluate import evaluate
+from recsys.ledger import statement
+from recsys.report import render_terminal
+from recsys.report.page import html
 from recsys.stage import sha256_json
 from tests.evaluation.bandit import Bandit, config
 from tests.evaluation.test_randomized import headline_tests, simulated
+from tests.report.test_page import Page
 from tests.report.test_schema import check
 
 BANDIT = Bandit.make()
@@ -125,6 +131,66 @@ def test_analysis_per_impression_of_clustered_data_fails_the_health_check():
     assert not line["ok"]
     assert "analyse by user_id" in line["detail"]
     assert not lift["healthy"]
+    require_no_estimate(lift, "analyse by user_id")
+
+
+def require_no_estimate(lift: dict, *words: str) -> None:
+    """Nothing in the report from which a lift could be read, and a reason in its place; its schema holds."""
+    made = json.loads(json.dumps(lift))
+    check("lift", made)
+    for word in (*words, "No lift is shown"):
+        assert word in made["refused"]
+    for name, arm in made["arms"].items():
+        assert [arm[k] for k in ("lift", "absolute_lift", "p_value", "se", "value", "value_interval")] == [None] * 6
+        assert arm["refused"] == made["refused"]
+        assert not {"numerator", "unadjusted", "true_lift"} & set(arm)
+        assert not {"estimators", "clip_sensitivity", "oracle_lift", "bootstrap_check"} & set(arm["diagnostics"])
+        for found in arm["secondary"].values():
+            assert found["value"] is None
+            assert found["lift"] is None
+        if name != made["baseline"]:
+            assert made["decision"]["verdict"][name] == "Review"
+            assert made["decision"]["why"][name] == made["refused"]
+    assert made["pairwise"] == made["segments"] == {}
+    assert made["growth"] == {"refused": made["refused"]}
+    assert not made["decision"]["p_value"]
+    assert not made["decision"]["power"]
+    said = " ".join(render_terminal(made).split())
+    assert f"refused: {made['refused']}"[:60] in said
+    assert said.count(" refused ") == len(made["arms"])  # a line each
+    text = Page(html(made, None)).text
+    assert text.count("No lift is shown") >= 2
+    assert "▲" not in text
+    with pytest.raises(Refused, match="no statement without a lift"):
+        statement(made, [], 1_000_000)
+
+
+def test_broken_allocation_of_viewers_leaves_no_number_in_the_report():
+    table, _ = simulated(150, seed=0)
+    trials = table["trials"].to_numpy().copy()
+    trials[::2] = (trials[::2] * 1.3).astype(np.int64)
+    at = table.column_names.index("trials")
+    scores = np.random.default_rng(0).normal(size=table.num_rows)
+    setting = config(["uniform", "scores"], method="randomized", unit="group_id")
+    table = table.set_column(at, "trials", pa.array(trials))
+    lift = randomized_lift(table, {"uniform": None, "scores": scores}, setting)
+    require_no_estimate(lift, "sample ratio", "mend the splitter")
+
+
+def test_a_failed_a_a_test_fails_the_report():
+    """Two stories of sixty tests beside sixty of one: a half that holds one of them takes its lift for everybody's."""
+    rng = np.random.default_rng(0)
+    stories = np.r_[np.repeat([0, 1], 60), np.arange(2, 62)]
+    base = np.full(len(stories), 0.02)
+    arm = base * np.r_[np.repeat([0.9, 1.1], 60), 1 + 0.02 * rng.normal(size=60)]
+    choice = intervals.Choice("t", "confirmatory", "randomised")
+    c = Comparison({n: ArmRows({"ctr": x}, choice, float(len(x)), {}, {}) for n, x in (("base", base), ("arm", arm))},
+                   "base", "ctr", stories, 0.95, 300, 0, paired=False)
+    lift = compute_lift(c, config(["base", "arm"], method="randomized", unit="group_id"), {}, None,
+                        [health.check("sample ratio", True, "fine")], "0" * 64)
+    assert lift["aa"]["arm"]["excess_p"] < 1e-3
+    assert not next(h for h in lift["health"] if h["check"] == "A/A")["ok"]
+    require_no_estimate(lift, "A/A", "of random halves without a difference rejected", "analyse by a wider unit")
 
 
 def test_duplicate_exposures_fail_the_health_check():

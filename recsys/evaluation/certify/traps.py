@@ -13,14 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from recsys.config import ShareSplit
+from recsys.config import ExperimentConfig, ShareSplit
 from recsys.contracts import read_parquet
 from recsys.datasets.split import split_dataset
 from recsys.errors import Refused
-from recsys.evaluation import health
 from recsys.evaluation.ab.analysis import Plan
 from recsys.evaluation.certify.propensities import counted
 from recsys.evaluation.certify.worlds import softmax
+from recsys.evaluation.lift import offpolicy_lift, randomized_lift
 from recsys.evaluation.offpolicy.evaluate import evaluate
 from recsys.evaluation.randomized import week_in_broken_window
 from recsys.ledger.prices import PriceCard
@@ -29,18 +29,14 @@ from recsys.stage import write_json
 UPWORTHY = Path("upworthy") / "packages.parquet"
 
 
-class _Flag(Exception):
-    """A health line that failed: lifts are greyed out and the verdict is Review."""
-
-
 @dataclass(frozen=True)
 class Trap:
     """One way to be fooled.
 
     Attributes:
         name: of the trap.
-        spring: what a careless analyst would do; gets a folder; ends in Refused or a flag, or the trap is open.
-        twin: the same done properly; must end in neither.
+        spring: what a careless analyst would do; gets a folder; ends in Refused, or the trap is open.
+        twin: the same done properly; must not.
         names: words of the reason.
         mends: words of what would mend it.
     """
@@ -60,7 +56,7 @@ def run_traps(data_home: Path | None = None, seed: int = 0) -> list[dict[str, An
         seed: of the simulated logs.
 
     Returns:
-        {"trap", "ends": refusal | flag | number | skipped, "reason", "caught", "twin_passes"} each; ``caught`` only
+        {"trap", "ends": refusal | number | skipped, "reason", "caught", "twin_passes"} each; ``caught`` only
         where the reason names the trap and what would mend it; null where skipped.
     """
     found: list[dict[str, Any]] = []
@@ -83,8 +79,6 @@ def _ends(act: Callable[[Path], Any]) -> tuple[str, str]:
             act(Path(folder))
         except Refused as refused:
             return "refusal", str(refused)
-        except _Flag as flag:
-            return "flag", str(flag)
     return "number", ""
 
 
@@ -109,9 +103,11 @@ def _traps(home: Path | None, seed: int) -> list[Trap]:
         Trap("interval around the direct method", lambda f: _ope(f, seed, estimators=["dm"]),
              lambda f: _ope(f, seed, estimators=["dm", "dr"]), "direct method", "ask for dr"),
         Trap("Upworthy's weeks of broken randomisation", lambda f: _srm(home, True), lambda f: _srm(home, False),
-             "tests have p < 0.01", "leave"),
+             "tests have p < 0.01", "leave out the tests"),
         Trap("clustered data analysed per impression", lambda f: _ope(f, seed, unit="impression_id"),
              lambda f: _ope(f, seed, unit="user_id"), "intervals are too narrow", "analyse by user_id"),
+        Trap("clustered data analysed per impression, in a lift report", lambda f: _impressions(seed, "request_id"),
+             lambda f: _impressions(seed, "user_id"), "intervals are too narrow", "analyse by user_id"),
     ]
 
 
@@ -172,12 +168,49 @@ def _price(change: dict[str, Any]) -> tuple[float, float]:
 
 
 def _srm(home: Path | None, inside: bool) -> None:
+    """``recsys lift`` of the headlines' tests, by weeks: picking the longest headline against any."""
     assert home is not None
     table = read_parquet(home / UPWORTHY)
     table = table.filter(pc.greater(table["impressions"], 0))
     broken = week_in_broken_window(table["test_week"].cast(pa.int64()))
     table = table.filter(pa.array(broken if inside else ~broken))
-    tests = table["clickability_test_id"].combine_chunks().dictionary_encode().indices.to_numpy()
-    line = health.srm_of_groups(table["impressions"].to_numpy(), tests)
-    if not line["ok"]:
-        raise _Flag(f"{line['check']}: {line['detail']}")
+    pooled = pa.table({"request_id": table["clickability_test_id"].cast(pa.string()),
+                       "ad_id": table["headline"].cast(pa.string()), "trials": table["impressions"].cast(pa.int64()),
+                       "successes": table["clicks"].cast(pa.int64())}).group_by(["request_id", "ad_id"]).aggregate(
+                           [("trials", "sum"), ("successes", "sum")]).rename_columns(
+                               ["request_id", "ad_id", "trials", "successes"])
+    pooled = pooled.append_column("group_id", pooled["request_id"]).append_column(
+        "impression_id", pa.array([f"i{i}" for i in range(pooled.num_rows)]))
+    config = _experiment(["uniform", "longest"], method="randomized", unit="group_id")
+    _shown(randomized_lift(pooled, {"uniform": None, "longest": pc.utf8_length(pooled["ad_id"]).to_numpy()}, config))
+
+
+def _impressions(seed: int, unit: str) -> None:
+    """``recsys lift`` of a log whose rows of one user hang together."""
+    rng, users, ads = np.random.default_rng(seed), 500, 4
+    user = np.repeat(np.arange(users), 10)
+    n = len(user)
+    ad = rng.integers(0, ads, n)
+    click = rng.random(n) < rng.beta(0.5, 2.0, users)[user]
+    names = [f"r{i}" for i in range(n)]
+    log = pa.table({"impression_id": names, "request_id": names, "user_id": [f"u{u}" for u in user],
+                    "ad_id": [f"a{a}" for a in ad], "propensity": np.full(n, 1 / ads), "click": click.astype(np.int8)})
+    policies = {}
+    for name, first in (("uniform", 1 / ads), ("first", 0.4)):
+        chances = np.r_[first, np.full(ads - 1, (1 - first) / (ads - 1))]
+        policies[name] = pa.table({
+            "request_id": np.repeat(names, ads), "slot": pa.array(np.zeros(n * ads), pa.int32()),
+            "ad_id": np.tile([f"a{a}" for a in range(ads)], n), "probability": np.tile(chances, n)})
+    _shown(offpolicy_lift(log, policies, _experiment(list(policies), unit=unit)))
+
+
+def _experiment(arms: list[str], **evaluation: Any) -> ExperimentConfig:
+    return ExperimentConfig.model_validate({"name": "trap", "data": {"recipe": "none"}, "split": {"kind": "user"},
+                                            "arms": {name: {} for name in arms}, "evaluation": evaluation})
+
+
+def _shown(report: dict[str, Any]) -> None:
+    """End as the report does: in its refusal, if no arm's estimate is anywhere in it; else in its numbers."""
+    numbers = [arm[key] for arm in report["arms"].values() for key in ("lift", "absolute_lift", "value", "p_value")]
+    if report["refused"] and not any(n is not None for n in numbers):
+        raise Refused(report["refused"])
