@@ -70,7 +70,7 @@ def growth(c: Comparison, when: pa.ChunkedArray | None, config: ExperimentConfig
         for name in names:
             if look := _look(part, name, len(looks)):
                 found[name].append({"until": _text(when[int(order[end - 1])]), "n": end} | look)
-    out["arms"] = {name: _bounded(path, len(looks), 1 - c.confidence, config.decision.tuning)
+    out["arms"] = {name: bounded(path, len(looks), 1 - c.confidence, config.decision.tuning)
                    for name, path in found.items()}
     out["halves"] = {name: _halves(c, halves, name) for name in names}
     out["looks"] = max((len(path) for path in out["arms"].values()), default=0)
@@ -91,8 +91,16 @@ def _look(part: Comparison, name: str, looks: int) -> dict[str, Any] | None:
     return {"units": part.units, "lift": bounds, "one_look": made, "method": made.method, "label": choice.label}
 
 
-def _bounded(path: list[dict[str, Any]], looks: int, alpha: float, tuning: float) -> list[dict[str, Any]]:
-    """The path with bounds that hold at all looks at once, as plain values."""
+def bounded(path: list[dict[str, Any]], looks: int, alpha: float, tuning: float) -> list[dict[str, Any]]:
+    """A path with bounds that hold at all looks at once, as plain values.
+
+    Args:
+        path: looks; ``one_look`` an interval with a standard error, ``lift`` the interval at the error of one look in
+            all, or None where the sequence is to bound it.
+        looks: how many were planned; those that are not in the path spend nothing.
+        alpha: error of all looks together.
+        tuning: units at which the sequence is tightest.
+    """
     spent = sum(p["lift"] is not None for p in path) / looks
     for point in path:
         one = point["one_look"]

@@ -22,7 +22,7 @@ GOALS = {"cost_per_click": "advertisers' cost per click", "latency_ms": "scoring
          "conversion": "conversion rate", "hide": "hide rate", "dwell_ms": "dwell time"}
 METHODS = {"offpolicy": "off-policy estimation from logged propensities", "randomized": "randomised test",
            "experiment": "randomised experiment"}
-INTERVALS = {"betting": "betting intervals", "el": "empirical likelihood", "t": "Student t",
+INTERVALS = {"betting": "betting intervals", "welch": "Welch's t", "el": "empirical likelihood", "t": "Student t",
              "t+el": "hull of Student t and empirical likelihood", "t+bootstrap": "hull of Student t and bootstrap"}
 DIAGNOSTICS = {"ess": "effective sample size", "effective_clicks": "effective clicks", "max_weight": "largest weight",
                "mean_weight": "mean weight", "mean_weight_se": "its standard error",

@@ -20,6 +20,7 @@ from recsys.evaluation.ab.parts import Parts
 from recsys.evaluation.ab.units import Metric, Units
 from recsys.evaluation.comparison import ArmRows, Comparison, at_least, ends
 from recsys.evaluation.decision import adjust
+from recsys.evaluation.growth import bounded
 from recsys.evaluation.intervals import (
     EXPLORATORY_CLICKS,
     EXPLORATORY_CLUSTERS,
@@ -184,15 +185,18 @@ def growth_of(made: Parts, column: str, metric: Metric, baseline: str, confidenc
             if n < EXPLORATORY_CLUSTERS:
                 continue
             try:
-                wide, _, _ = contrast_of(units, metric, baseline, arm, confidence, tuning)
-                once, _, _ = contrast_of(units, metric, baseline, arm, confidence, None)
+                once, choice, _ = contrast_of(units, metric, baseline, arm, confidence, None)
+                sure = choice.label == "confirmatory"
+                bounds = None if sure else contrast_of(units, metric, baseline, arm,
+                                                       1 - (1 - confidence) / len(made.labels), None)[0].relative
             except Refused:
                 continue
-            assert wide.relative is not None
             assert once.relative is not None
             paths[arm].append({"until": until, "n": int(rows[look]), "units": n,
-                               "lift": ends(at_least(wide.relative, -1.0)),
-                               "one_look": ends(at_least(once.relative, -1.0))})
+                               "lift": None if bounds is None else at_least(bounds, -1.0),
+                               "one_look": at_least(once.relative, -1.0), "method": once.relative.method,
+                               "label": choice.label})
+    paths = {a: bounded(path, len(made.labels), 1 - confidence, tuning) for a, path in paths.items()}
     first = int(np.searchsorted(rows, rows[-1] / 2)) + 1
     halves = made.merged((made.part >= first).astype(np.int64), ["first", "second"], fixed)
     return {"column": column, "looks": max((len(p) for p in paths.values()), default=0), "tuning": tuning,

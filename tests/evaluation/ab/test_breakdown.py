@@ -62,7 +62,11 @@ def test_growth_ends_at_the_overall_lift_and_is_the_analysis_of_the_first_rows(t
     grown = growth_of(read_time_parts(file, "arm", "user_id", [CTR], "ts", 5), "ts", CTR, "a", 0.95, 5000.0)
     last = grown["arms"]["b"][-1]
     relative = whole["metrics"]["click/rows"]["variants"]["b"]["raw"]["relative"]
-    assert last["lift"] == pytest.approx({k: relative[k] for k in ("estimate", "low", "high")})
+    assert (grown["arms"]["b"][0]["label"], last["label"]) == ("exploratory", "confirmatory")
+    assert last["lift"]["low"] < relative["low"] < relative["high"] < last["lift"]["high"]  # looks before had a share
+    fewer = growth_of(read_time_parts(file, "arm", "user_id", [CTR], "ts", 2), "ts", CTR, "a", 0.95, 5000.0)
+    assert {p["label"] for p in fewer["arms"]["b"]} == {"confirmatory"}
+    assert fewer["arms"]["b"][-1]["lift"] == pytest.approx({k: relative[k] for k in ("estimate", "low", "high")})
     assert last["n"] == table.num_rows
     second = grown["arms"]["b"][1]
     order = np.argsort(np.array(table["ts"]), kind="stable")
