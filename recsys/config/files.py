@@ -82,7 +82,7 @@ def parse_model(model: type[M], value: dict[str, Any], file: str | Path) -> M:
         column = ".".join(str(p) for p in first["loc"]) or None
         expected = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            known = _known_keys(model)
+            known = [k for k in _known_keys(model) if k != first["loc"][-1]]  # another section may have it
             near = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
             expected = f"a known key (did you mean {near[0]!r}?)" if near else "a known key"
             raise InputError("unknown key", file=file, column=column, got=first["loc"][-1], expected=expected) from None
