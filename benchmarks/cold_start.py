@@ -25,7 +25,8 @@ from recsys.config import ArmConfig, ExperimentConfig, SemanticIdConfig, load_co
 from recsys.contracts import read_parquet
 from recsys.datasets.info import load_dataset_info
 from recsys.datasets.split import prepare_split
-from recsys.experiment.arms import embed_arm, semantic_ids_of_arm, train_arm
+from recsys.experiment.arms import train_arm
+from recsys.experiment.content import embed_arm, semantic_ids_of_arm
 from recsys.features.vocabulary import stable_hash
 from recsys.serving.scorer import Scorer
 from recsys.stage import read_manifest

@@ -137,14 +137,21 @@ def train(
     file: _File,
     out: Annotated[Path, typer.Option("--out", help="Folder of the run: metrics.json, model/.")],
     arm: Annotated[str | None, typer.Option(help="Which arm, where there are several.")] = None,
+    retriever: Annotated[str | None, typer.Option(help="Train this retriever instead, and index the ads by it: "
+                                                       "retrievers/NAME/.")] = None,
     overrides: _Set = None,
     home: _Home = None,
     as_json: _Json = False,
 ) -> None:
-    """Train one arm's ranker and measure it on the test part."""
+    """Train one arm's ranker, or a retriever, and measure it on the test part."""
     from recsys.config import load_config
-    from recsys.experiment import run_training
+    from recsys.experiment import run_retriever, run_training
 
+    if retriever is not None:
+        found = run_retriever(load_config(file, overrides), out, retriever, home)
+        _say(found, as_json, f"{out / 'retrievers' / retriever}: test clicks among the best k of {found['ads']:,} ads: "
+             + ", ".join(f"@{k} {v:.4f}" for k, v in found["recall"].items()))
+        return
     metrics = run_training(load_config(file, overrides), out, home, arm)
     if os.environ.get("RANK", "0") != "0":
         return  # torchrun's other ranks have nothing to add

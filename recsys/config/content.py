@@ -87,6 +87,22 @@ class SemanticIdConfig(Strict):
         return self
 
 
+class ContentConfig(Strict):
+    """What reads content: which encoders, and whether semantic ids are made of it."""
+
+    content: str | tuple[str, ...] | None = Field(
+        None, description="an encoder, or several whose vectors are joined; null: ids and dense features only"
+    )
+    semantic_ids: SemanticIdConfig | None = Field(
+        None, description="also read semantic ids of the content, for ads that training never saw"
+    )
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Names of the encoders, none for ids only."""
+        return (self.content,) if isinstance(self.content, str) else self.content or ()
+
+
 class IndexConfig(Strict):
     """Which FAISS index holds the content vectors, and the recall that it is tuned to."""
 

@@ -7,29 +7,22 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from recsys.config.base import Strict
-from recsys.config.content import EncoderConfig, IndexConfig, SemanticIdConfig
+from recsys.config.content import ContentConfig, EncoderConfig, IndexConfig
 from recsys.config.data import DataConfig, SplitConfig
 from recsys.config.evaluation import DecisionConfig, EvaluationConfig, MoneyConfig
 from recsys.config.model import ModelConfig
+from recsys.config.retrieval import ArmRetrievalConfig, RetrieverConfig
 from recsys.config.scale import ScaleConfig
 from recsys.config.training import ParallelConfig, TrainingConfig
 
 
-class ArmConfig(Strict):
+class ArmConfig(ContentConfig):
     """One arm of the experiment: a ranker with or without a content encoder, or a fixed policy."""
 
-    content: str | tuple[str, ...] | None = Field(
-        None, description="an encoder, or several whose vectors are joined; null: ids and dense features only"
-    )
-    semantic_ids: SemanticIdConfig | None = Field(
-        None, description="also feed the ranker (dlrm) semantic ids of the content, for ads that training never saw"
-    )
     policy: Literal["ranker", "uniform"] = "ranker"
-
-    @property
-    def encoders(self) -> tuple[str, ...]:
-        """Names of the arm's encoders, none for ids only."""
-        return (self.content,) if isinstance(self.content, str) else self.content or ()
+    retrieval: ArmRetrievalConfig | None = Field(
+        None, description="a retriever first: only what it keeps of a request's candidates can be shown"
+    )
 
 
 class ExperimentConfig(Strict):
@@ -40,6 +33,7 @@ class ExperimentConfig(Strict):
     data: DataConfig
     split: SplitConfig
     encoders: dict[str, EncoderConfig] = Field(default_factory=dict)
+    retrievers: dict[str, RetrieverConfig] = Field(default_factory=dict)
     arms: dict[str, ArmConfig] = Field(default_factory=lambda: {"ids_only": ArmConfig()})
     baseline: str | None = Field(None, description="the arm that lifts are measured against; default: the first")
     model: ModelConfig = ModelConfig()
@@ -56,13 +50,21 @@ class ExperimentConfig(Strict):
             raise ValueError("arms: at least one arm is needed")
         if self.baseline is not None and self.baseline not in self.arms:
             raise ValueError(f"baseline: {self.baseline!r} is not one of the arms {sorted(self.arms)}")
-        for name, arm in self.arms.items():
-            for content in arm.encoders:
+        readers: dict[str, ContentConfig] = {f"arms.{n}": a for n, a in self.arms.items()}
+        for name, reader in (readers | {f"retrievers.{n}": r for n, r in self.retrievers.items()}).items():
+            for content in reader.encoders:
                 if content not in self.encoders:
                     known = sorted(self.encoders)
-                    raise ValueError(f"arms.{name}.content: {content!r} is not one of the encoders {known}")
-            if arm.semantic_ids is not None and (self.model.kind == "ridge" or not arm.encoders):
-                raise ValueError(f"arms.{name}.semantic_ids: content to make them of, and a ranker other than ridge")
+                    raise ValueError(f"{name}.content: {content!r} is not one of the encoders {known}")
+            ridge = self.model.kind == "ridge" and isinstance(reader, ArmConfig)
+            if reader.semantic_ids is not None and (ridge or not reader.encoders):
+                raise ValueError(f"{name}.semantic_ids: content to make them of, and a ranker other than ridge")
+        for name, arm in self.arms.items():
+            if arm.retrieval is not None and arm.retrieval.retriever not in self.retrievers:
+                raise ValueError(f"arms.{name}.retrieval.retriever: {arm.retrieval.retriever!r} is not one of the "
+                                 f"retrievers {sorted(self.retrievers)}")
+            if arm.retrieval is not None and self.evaluation.method != "offpolicy":
+                raise ValueError(f"arms.{name}.retrieval: requests with candidates (evaluation.method: offpolicy)")
         for key in ("goal", "confidence"):
             wanted, measured = getattr(self.decision, key), getattr(self.evaluation, key)
             if wanted is not None and wanted != measured:

@@ -36,6 +36,7 @@ class DatasetInfo(BaseModel):
         sparse: categorical feature columns (strings) of the impressions.
         sequence: list-of-string feature columns of the impressions.
         ad_features: those of ``sparse`` that belong to the ad and also stand in ``ads.parquet``.
+        ad_past: features made of the shown ad's earlier rows: of the ad, and another at every moment.
         label: head name (click, ...) to where its label stands.
         text: columns of ``ads.parquet`` that are shown as text, or nothing.
         id_rows: those of ``sparse`` that hold rows of their own table -> the table's number of rows.
@@ -52,6 +53,7 @@ class DatasetInfo(BaseModel):
     sparse: tuple[str, ...] = ()
     sequence: tuple[str, ...] = ()
     ad_features: tuple[str, ...] = ()
+    ad_past: tuple[str, ...] = ()
     label: dict[str, Label] = Field(default_factory=dict)
     text: tuple[str, ...] = ()
     id_rows: dict[str, PositiveInt] = Field(default_factory=dict)

@@ -116,6 +116,7 @@ def _build(plan: Recipe, paths: dict[str, Path], stage: Stage) -> None:
     save_dataset_info(DatasetInfo(
         name=plan.name, source=plan.published, licence=plan.licence, dense=plan.features.dense,
         sparse=plan.features.sparse, sequence=plan.features.sequence, ad_features=plan.features.ads,
+        ad_past=tuple(n for n, rule in plan.past.items() if rule.by != "user_id"),
         id_rows=plan.features.id_rows, label=plan.label, text=plan.text, stories=plan.stories), stage.folder)
     log.info("prepare %s: %s rows read, %s impressions written, dropped %s", plan.name, f"{work.rows_read:,}",
              f"{stage.rows['impressions']:,}", work.dropped or "none")

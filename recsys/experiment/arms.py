@@ -18,6 +18,8 @@ from recsys.config import ArmConfig, ExperimentConfig
 from recsys.contracts import IMPRESSIONS, POLICY, open_parquet, read_parquet, validate
 from recsys.datasets import load_dataset_info
 from recsys.errors import InputError
+from recsys.experiment.content import content_of_arm, semantic_of_arm
+from recsys.experiment.retrieval import folder_of, retriever_usages, shortlist_of
 from recsys.log import log, progress
 from recsys.stage import Stage, read_manifest, run_stage, write_json
 
@@ -25,20 +27,6 @@ if TYPE_CHECKING:
     from recsys.training.world import World
 
 REQUESTS_AT_ONCE = 8192  # a block of requests is expanded to all its candidates in memory
-
-
-def embed_arm(config: ExperimentConfig, arm: ArmConfig, out: Path) -> None:
-    """Embed the split's ads with each of the arm's encoders into ``out/content/NAME``."""
-    if not arm.encoders:
-        return
-    from recsys.content import embed_texts
-
-    ads = out / "split" / "ads.parquet"
-    if not ads.is_file():
-        raise InputError("the data set has no texts to embed", file=ads, column=f"arms.*.content = {arm.content}",
-                         expected="a recipe with an ads table, or arms without content")
-    for name in arm.encoders:
-        embed_texts(read_parquet(ads), config.encoders[name], out / "content" / name)
 
 
 def index_content(config: ExperimentConfig, name: str, out: Path) -> dict[str, Any]:
@@ -90,37 +78,6 @@ def train_arm(config: ExperimentConfig, name: str, out: Path, model_out: Path | 
                        semantic=semantic_of_arm(arm, name, out), name=f"{config.name}/{name}", world=world)
 
 
-def content_of_arm(arm: ArmConfig, out: Path) -> Any:
-    """Ids and content vectors of the split's ads by the arm's encoders, None for ids only."""
-    if not arm.encoders:
-        return None
-    from recsys.content import joined_for_ads
-
-    ads = read_parquet(out / "split" / "ads.parquet")
-    return joined_for_ads([out / "content" / n for n in arm.encoders], ads)
-
-
-def semantic_ids_of_arm(arm: ArmConfig, name: str, out: Path) -> None:
-    """Give the split's ads semantic ids into ``out/semantic_ids/NAME``, where the arm has them."""
-    if arm.semantic_ids is None:
-        return
-    from recsys.content import make_semantic_ids
-    from recsys.training.data import training_ad_ids
-
-    make_semantic_ids([out / "content" / n for n in arm.encoders], read_parquet(out / "split" / "ads.parquet"),
-                      training_ad_ids(out / "split"), arm.semantic_ids, out / "semantic_ids" / name)
-
-
-def semantic_of_arm(arm: ArmConfig, name: str, out: Path) -> Any:
-    """What made the arm's semantic ids, and those of the split's ads; None where it has none."""
-    if arm.semantic_ids is None:
-        return None
-    from recsys.content import SemanticIds
-
-    ids = SemanticIds.load(out / "semantic_ids" / name)
-    return ids.quantiser, ids.for_ads(read_parquet(out / "split" / "ads.parquet"))
-
-
 def arm_policy(config: ExperimentConfig, name: str, out: Path) -> dict[str, Any]:
     """Write ``out/arms/NAME/policy/policy.parquet``: what the arm would have shown on the test part.
 
@@ -131,6 +88,8 @@ def arm_policy(config: ExperimentConfig, name: str, out: Path) -> dict[str, Any]
     inputs = {"test": out / "split" / "test.parquet"}
     if arm.policy == "ranker":
         inputs["model"] = folder / "model"
+    if arm.retrieval is not None and config.retrievers[arm.retrieval.retriever].kind == "two_tower":
+        inputs["retriever"] = folder_of(arm.retrieval.retriever, out) / "model"
     randomized = config.evaluation.method == "randomized"
 
     def build(stage: Stage) -> None:
@@ -166,8 +125,11 @@ def latency_ms(folder: Path) -> float | None:
 
 def policy_settings(config: ExperimentConfig, name: str) -> dict[str, Any]:
     """What an arm's policy depends on besides its inputs; a report checks that its logs were made with the same."""
-    return {"arm": config.arms[name].model_dump(mode="json"), "method": config.evaluation.method,
-            "policy": config.evaluation.policy.model_dump(mode="json")}
+    found = {"arm": config.arms[name].model_dump(mode="json"), "method": config.evaluation.method,
+             "policy": config.evaluation.policy.model_dump(mode="json")}
+    if (retrieval := config.arms[name].retrieval) is not None:
+        found["retriever"] = config.retrievers[retrieval.retriever].model_dump(mode="json")
+    return found
 
 
 def _choices(arm: ArmConfig, folder: Path, out: Path, config: ExperimentConfig) -> tuple[pa.Table, float]:
@@ -193,7 +155,7 @@ def _choices(arm: ArmConfig, folder: Path, out: Path, config: ExperimentConfig) 
 
 
 def _slates(arm: ArmConfig, folder: Path, out: Path, config: ExperimentConfig, name: str) -> tuple[pa.Table, float]:
-    """POLICY of an ad log: the ranker's softmax slate over every request's candidates."""
+    """POLICY of an ad log: the ranker's softmax slate over every request's candidates, or those retrieval keeps."""
     from recsys.datasets.candidates import expand_candidates
     from recsys.evaluation.policy import ranker_policy, uniform_policy
     from recsys.serving.scorer import Scorer
@@ -203,12 +165,17 @@ def _slates(arm: ArmConfig, folder: Path, out: Path, config: ExperimentConfig, n
     test = read_parquet(split / "test.parquet", IMPRESSIONS)
     test = test.sort_by([("request_id", "ascending"), ("slot", "ascending")])
     scorer = Scorer.load(folder / "model") if arm.policy == "ranker" else None
+    shortlist = shortlist_of(config, name, out)
     settings, parts, seconds = config.evaluation.policy, [], 0.0
     with progress("requests") as bar:
         blocks = _blocks(test)
         task = bar.add_task(f"scoring {name}", total=test.num_rows)
         for block in blocks:
             rows = expand_candidates(block, ads, info)
+            if shortlist is not None:
+                started = time.perf_counter()
+                rows = shortlist.keep(rows)
+                seconds += time.perf_counter() - started
             if scorer is None:
                 parts.append(uniform_policy(rows))
             else:
@@ -246,6 +213,9 @@ def arm_usages(config: ExperimentConfig, name: str, out: Path) -> list[dict[str,
         usages.append({**embedding, "price_row": config.encoders[content].price})
         built = served_manifest(out / "index" / content)["facts"]
         usages.append({"stage": "index", "seconds": built["seconds"], "device": "cpu", "model_id": built["model_id"]})
+    if arm.retrieval is not None:
+        more, places = retriever_usages(config, arm.retrieval.retriever, out)
+        usages, kept = usages + more, kept + [p for p in places if p not in kept]
     if arm.semantic_ids is not None:
         kept.append(("semantic_ids", out / "semantic_ids" / name, f"{config.name}/{name}"))
         made = (read_manifest(out / "semantic_ids" / name) or {})["facts"]
@@ -255,7 +225,7 @@ def arm_usages(config: ExperimentConfig, name: str, out: Path) -> list[dict[str,
     if metrics.is_file():
         usages.append({**json.loads(metrics.read_text())["usage"], "model_id": f"{config.name}/{name}"})
     serve = json.loads((folder / "policy" / "manifest.json").read_text())["facts"]["usage"]
-    if arm.policy == "ranker" and serve["impressions"]:
+    if serve["seconds"] and serve["impressions"]:
         scale = money.impressions_per_refresh / serve["impressions"]
         usages.append({**serve, "seconds": serve["seconds"] * scale})
     for what, path, model_id in kept:

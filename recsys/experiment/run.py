@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from recsys.config import ExperimentConfig
 from recsys.content import make_encoder
 from recsys.datasets.split import prepare_split
 from recsys.errors import InputError, RecsysError
-from recsys.experiment.arms import arm_policy, embed_arm, index_content, semantic_ids_of_arm, train_arm, write_truth
+from recsys.experiment.arms import arm_policy, index_content, train_arm, write_truth
+from recsys.experiment.content import embed_arm, semantic_ids_of_arm
 from recsys.experiment.registration import register, require_unchanged
 from recsys.experiment.reporting import make_report, write_experiment_costs
 from recsys.ledger import load_card
@@ -41,7 +42,8 @@ def nothing_left_of_bad_input(out: Path) -> Iterator[None]:
         raise
 
 
-def prepare_data(config: ExperimentConfig, arms: list[str], out: Path, data_home: str | Path | None) -> None:
+def prepare_data(config: ExperimentConfig, arms: list[str], out: Path, data_home: str | Path | None,
+                 retrievers: Sequence[str] = ()) -> None:
     """Check what can be checked at once (encoders, prices), then prepare and split the data.
 
     Raises:
@@ -50,8 +52,9 @@ def prepare_data(config: ExperimentConfig, arms: list[str], out: Path, data_home
     with nothing_left_of_bad_input(out):
         card = load_card(config.money.price_card)
         card.storage_beside(card.get(config.money.machine, "machine"), config.money.storage)
-        for name in arms:
-            for content in config.arms[name].encoders:
+        first = [a.retrieval.retriever for n in arms if (a := config.arms[n]).retrieval is not None]
+        for reader in [*(config.arms[n] for n in arms), *(config.retrievers[n] for n in (*retrievers, *first))]:
+            for content in reader.encoders:
                 make_encoder(config.encoders[content])  # knows its architecture without loading weights
                 if (price := config.encoders[content].price) is not None:
                     card.get(price)
@@ -90,6 +93,8 @@ def run_experiment(config: ExperimentConfig, out: str | Path, data_home: str | P
     prepare_data(config, list(config.arms), out, data_home)
     register(config, out)
     retrieval: dict[str, Any] = {}
+    for name in sorted({a.retrieval.retriever for a in config.arms.values() if a.retrieval is not None}):
+        retrieval[name] = make_retriever(config, name, out)
     for at, (name, arm) in enumerate(config.arms.items(), 1):
         log.info("arm %d of %d: %s", at, len(config.arms), name)
         embed_arm(config, arm, out)
@@ -105,6 +110,40 @@ def run_experiment(config: ExperimentConfig, out: str | Path, data_home: str | P
     log.info("%s: done in %.0f s; the report is %s", config.name, time.perf_counter() - started,
              out / "report" / "lift.html")
     return lift
+
+
+def make_retriever(config: ExperimentConfig, name: str, out: Path) -> dict[str, Any]:
+    """A retriever with all that it reads, from the split data on; returns its recall."""
+    from recsys.experiment.retrieval import train_retriever
+
+    own = config.retrievers[name]
+    embed_arm(config, own, out)
+    semantic_ids_of_arm(own, f"retriever.{name}", out)
+    return train_retriever(config, name, out)
+
+
+def run_retriever(config: ExperimentConfig, out: str | Path, name: str, data_home: str | Path | None = None
+                  ) -> dict[str, Any]:
+    """Train one retriever, index the ads by it and measure it: ``out/retrievers/NAME/{model,index,recall.json}``.
+
+    Args:
+        config: the experiment; its split decides what is trained on and what is tested on.
+        out: folder of the run.
+        name: among ``config.retrievers``.
+        data_home: folder of raw files.
+
+    Returns:
+        Recalls, as :func:`recsys.experiment.retrieval.measure` gives them.
+    """
+    if name not in config.retrievers:
+        raise InputError("no such retriever", file="--retriever", got=name,
+                         expected=f"one of {sorted(config.retrievers)}")
+    if int(os.environ.get("WORLD_SIZE", "1")) != 1:
+        raise InputError("a retriever is trained by one process", file="torchrun",
+                         got=f"{os.environ['WORLD_SIZE']} processes", expected="recsys train, without torchrun")
+    out = Path(out)
+    prepare_data(config, [], out, data_home, [name])
+    return make_retriever(config, name, out)
 
 
 def one_ranker(config: ExperimentConfig, arm: str | None) -> str:

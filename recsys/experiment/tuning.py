@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from recsys.config import ExperimentConfig
 from recsys.errors import InputError, RecsysError
-from recsys.experiment.arms import content_of_arm, embed_arm, semantic_ids_of_arm, semantic_of_arm
+from recsys.experiment.content import content_of_arm, embed_arm, semantic_ids_of_arm, semantic_of_arm
 from recsys.experiment.run import one_ranker, prepare_data
 from recsys.log import log, progress, setup_logging
 from recsys.stage import write_atomic, write_json

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,7 @@ from safetensors.numpy import load_file as load_numpy
 from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
 
-from recsys.config import ModelConfig, parse_model
+from recsys.config import ModelConfig, Strict, parse_model
 from recsys.content.semantic_ids import ResidualQuantiser, prefix_features
 from recsys.content.vectors import CorpusTransform
 from recsys.contracts import read_parquet
@@ -32,51 +32,34 @@ from recsys.models.calibration import Calibration
 from recsys.models.embeddings import SparseOptions
 from recsys.models.ranker import Ranker
 from recsys.models.scoring import Scoring, has_bfloat16, packed_weights, scoring_ranker
+from recsys.models.trained import Trained
 from recsys.stage import read_manifest, sha256_file, write_json
 
 FORMAT = 2  # 1: a DLRM's dot products stood in another order
 
 
-@dataclass(frozen=True)
-class Bundle:
-    """A ranker ready to score.
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """What a model that was read from its folder has, whatever it is.
 
     Attributes:
-        models: the ensemble's members, in evaluation mode.
         encoder: columns to numbers.
-        heads: names of the outputs.
         model_id: name and the first 12 digits of the weights' SHA-256.
-        device: where the models are.
+        device: where the model is.
         content: float32 [N + 1, C], the frozen content matrix, or None.
         transform: what made it from raw content vectors.
-        quantiser: what makes semantic ids from raw content vectors, where the ranker has them.
-        calibration: what becomes of the log odds; the identity for what ``recsys train`` wrote.
-        bfloat16: matrix products are of bfloat16 (under autocast).
+        quantiser: what makes semantic ids from raw content vectors, where the model has them.
     """
 
-    models: tuple[Ranker, ...]
     encoder: FeatureEncoder
-    heads: tuple[str, ...]
     model_id: str
     device: torch.device
     content: np.ndarray | None = None
     transform: CorpusTransform | None = None
     quantiser: ResidualQuantiser | None = None
-    calibration: Calibration = field(default_factory=Calibration)
-    bfloat16: bool = False
 
-    def with_ads(self, ids: list[str], vectors: np.ndarray) -> Bundle:
-        """The same ranker with the content of further ads: made since training, or with a new text.
-
-        Other ads keep their rows, so their scores do not change; this bundle stays as it is.
-
-        Args:
-            ids: n distinct ad ids.
-            vectors: [n, d], their raw content vectors by the encoder that the ranker was trained with.
-
-        Raises:
-            InputError: a ranker without content, vectors of another length, one that is not finite, an id twice.
-        """
+    def grown(self, ids: list[str], vectors: np.ndarray) -> tuple[FeatureEncoder, np.ndarray]:
+        """Encoder and content matrix with further ads: arguments and errors as of :meth:`Bundle.with_ads`."""
         if self.content is None or self.transform is None or self.encoder.content is None:
             raise InputError("this model takes no content", file=self.model_id, expected="an arm with content")
         if len(set(ids)) != len(ids) or len(ids) != len(vectors):
@@ -105,6 +88,38 @@ class Bundle:
                           for n, old in self.encoder.of_content.items()}
         listed = Vocabulary(self.encoder.content.name, "vocabulary", len(rows) + 1, pa.array(list(rows), pa.string()))
         encoder = replace(self.encoder, content=listed, of_content=of_content)
+        return encoder, content
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle(Loaded):
+    """A ranker ready to score.
+
+    Attributes:
+        models: the ensemble's members, in evaluation mode.
+        heads: names of the outputs.
+        calibration: what becomes of the log odds; the identity for what ``recsys train`` wrote.
+        bfloat16: matrix products are of bfloat16 (under autocast).
+    """
+
+    models: tuple[Ranker, ...]
+    heads: tuple[str, ...]
+    calibration: Calibration = field(default_factory=Calibration)
+    bfloat16: bool = False
+
+    def with_ads(self, ids: list[str], vectors: np.ndarray) -> Bundle:
+        """The same ranker with the content of further ads: made since training, or with a new text.
+
+        Other ads keep their rows, so their scores do not change; this bundle stays as it is.
+
+        Args:
+            ids: n distinct ad ids.
+            vectors: [n, d], their raw content vectors by the encoder that the ranker was trained with.
+
+        Raises:
+            InputError: a ranker without content, vectors of another length, one that is not finite, an id twice.
+        """
+        encoder, content = self.grown(ids, vectors)
         tensor = torch.from_numpy(content).to(self.device)
         models = tuple(model.with_content(tensor) for model in self.models)
         return replace(self, models=models, encoder=encoder, content=content)
@@ -125,7 +140,7 @@ def pick_device(device: str) -> torch.device:
     raise InputError("no such device", got=device, expected="auto, cpu, or cuda where a GPU is present")
 
 
-def save_bundle(folder: Path, models: Sequence[Ranker], encoder: FeatureEncoder, config: ModelConfig, name: str,
+def save_bundle(folder: Path, models: Sequence[Trained], encoder: FeatureEncoder, config: Strict, name: str,
                 content: np.ndarray | None = None, transform: CorpusTransform | None = None,
                 quantiser: ResidualQuantiser | None = None, facts: dict[str, Any] | None = None,
                 writes: bool = True, scoring: Scoring | None = None) -> None:
@@ -133,6 +148,7 @@ def save_bundle(folder: Path, models: Sequence[Ranker], encoder: FeatureEncoder,
 
     Args:
         folder: exists; its files of the same names are replaced.
+        config: what the models are built by; in model.json it is called ``model``, that of towers ``retriever``.
         content: the frozen content matrix [N + 1, C].
         transform: what made it from raw vectors; kept so that new ads can be brought in.
         quantiser: likewise, of semantic ids.
@@ -140,7 +156,7 @@ def save_bundle(folder: Path, models: Sequence[Ranker], encoder: FeatureEncoder,
         writes: False on all ranks but the first, which only hand it their part of sharded tables.
         scoring: write a folder that is only scored from: tables packed, and how its numbers are made.
     """
-    weights = packed_weights(models, scoring.tables) if scoring is not None else \
+    weights = packed_weights(cast(Sequence[Ranker], models), scoring.tables) if scoring is not None else \
         {f"{i}.{n}": t for i, model in enumerate(models) for n, t in model.weights().items()}
     if not writes:
         return
@@ -154,9 +170,10 @@ def save_bundle(folder: Path, models: Sequence[Ranker], encoder: FeatureEncoder,
             arrays |= {f"quantiser.{n}": a for n, a in quantiser.tensors().items()}
         arrays |= {f"of_content.{n}": np.ascontiguousarray(a) for n, a in encoder.of_content.items()}
         save_numpy(arrays, folder / "content.safetensors")
+    part = "model" if isinstance(config, ModelConfig) else "retriever"
     write_json(folder / "model.json", {
         "format": FORMAT, "name": name, "model_id": f"{name}-{sha256_file(folder / 'model.safetensors')[:12]}",
-        "members": len(models), "model": config.model_dump(mode="json"), "features": encoder.to_json(),
+        "members": len(models), part: config.model_dump(mode="json"), "features": encoder.to_json(),
         "has_content": content is not None, "versions": _versions(), **(facts or {}),
         **({} if scoring is None else {"scoring": scoring.to_json()}),
     })
@@ -189,35 +206,24 @@ def load_bundle(folder: str | Path, device: str = "auto", precision: Literal["fl
         InputError: a file is missing or damaged, or they do not fit each other.
     """
     folder, at = Path(folder), pick_device(device)
-    file = folder / "model.json"
-    if not file.is_file():
-        raise InputError("no such file", file=file, expected="a model folder (recsys train FILE --out FOLDER)")
-    try:
-        spec = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError("damaged file", file=file, got=str(error), expected="JSON") from None
-    if spec.get("format") not in (1, FORMAT):
-        raise InputError("unknown format", file=file, column="format", got=spec.get("format"), expected=str(FORMAT))
+    parts = read_parts(folder)
+    spec = parts.spec
+    if "model" not in spec:
+        raise InputError("not a ranker", file=folder / "model.json", got=sorted(spec), expected="a ranker's folder")
     # Ranks are a matter of training: a ranker whose tables were sharded is served from one device.
-    config = parse_model(ModelConfig, spec["model"], file)
+    config = parse_model(ModelConfig, spec["model"], folder / "model.json")
     if config.embeddings == "sharded":
         config = config.model_copy(update={"embeddings": "fused"})
-    vocabulary = folder / "vocabulary.parquet"
-    has_values = any(v["rows"] > 1 for v in spec["features"]["tables"].values() if v["kind"] == "vocabulary")
-    table = read_parquet(vocabulary) if has_values or spec["has_content"] else pq.read_table(vocabulary)
-    arrays = _tensors(folder / "content.safetensors", load_numpy) if spec["has_content"] else {}
-    encoder = FeatureEncoder.from_json(spec["features"], table, vocabulary, _under("of_content.", arrays))
-    content = arrays.get("vectors")
-    weights = _tensors(folder / "model.safetensors", load_file)
     models: list[Ranker] = []
     scoring = None if spec.get("scoring") is None else Scoring.from_json(spec["scoring"])
     if scoring is not None:
         _check_files(folder)
         scoring = scoring if precision is None else replace(scoring, precision=precision)
+    encoder, content = parts.loaded["encoder"], parts.loaded["content"]
     # However the tables were spread while training, they are whole here.
     local = config if config.embeddings == "dense" else config.model_copy(update={"embeddings": "fused"})
     for member in range(spec["members"]):
-        own = {n.partition(".")[2]: t for n, t in weights.items() if n.startswith(f"{member}.")}
+        own = {n.partition(".")[2]: t for n, t in parts.weights.items() if n.startswith(f"{member}.")}
         try:
             if scoring is not None:
                 model = scoring_ranker(encoder, local, content, own, scoring, at)
@@ -229,14 +235,45 @@ def load_bundle(folder: str | Path, device: str = "auto", precision: Literal["fl
                              expected="the file that was saved with it") from None
         model.eval().requires_grad_(False)
         models.append(model)
+    return Bundle(models=tuple(models), heads=config.heads, device=at,
+                  calibration=Calibration() if scoring is None else scoring.calibration,
+                  bfloat16=scoring is not None and has_bfloat16(scoring, at), **parts.loaded)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a model folder holds: model.json, the weights, and the fields of :class:`Loaded` but the device."""
+
+    spec: dict[str, Any]
+    weights: dict[str, torch.Tensor]
+    loaded: dict[str, Any]
+
+
+def read_parts(folder: Path) -> Parts:
+    """Read the files of a model folder; raises InputError where one is missing or damaged."""
+    file = folder / "model.json"
+    if not file.is_file():
+        raise InputError("no such file", file=file, expected="a model folder (recsys train FILE --out FOLDER)")
+    try:
+        spec = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError("damaged file", file=file, got=str(error), expected="JSON") from None
+    if spec.get("format") not in (1, FORMAT):
+        raise InputError("unknown format", file=file, column="format", got=spec.get("format"), expected=str(FORMAT))
+    vocabulary = folder / "vocabulary.parquet"
+    has_values = any(v["rows"] > 1 for v in spec["features"]["tables"].values() if v["kind"] == "vocabulary")
+    table = read_parquet(vocabulary) if has_values or spec["has_content"] else pq.read_table(vocabulary)
+    arrays = _tensors(folder / "content.safetensors", load_numpy) if spec["has_content"] else {}
+    encoder = FeatureEncoder.from_json(spec["features"], table, vocabulary, _under("of_content.", arrays))
+    content = arrays.get("vectors")
+    weights = _tensors(folder / "model.safetensors", load_file)
     transform = quantiser = None
     if "mean" in arrays:
         transform = CorpusTransform(arrays["mean"], arrays["components"], arrays["scale"], "l2")
     if found := _under("quantiser.", arrays):
         quantiser = ResidualQuantiser.from_tensors(found)
-    return Bundle(tuple(models), encoder, config.heads, spec["model_id"], at, content, transform, quantiser,
-                  Calibration() if scoring is None else scoring.calibration,
-                  scoring is not None and has_bfloat16(scoring, at))
+    return Parts(spec, weights, {"encoder": encoder, "model_id": spec["model_id"], "content": content,
+                                 "transform": transform, "quantiser": quantiser})
 
 
 def _check_files(folder: Path) -> None:

@@ -8,7 +8,6 @@ numbers of ad and user, L items of a history, H heads.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +20,8 @@ from recsys.config import ModelConfig
 from recsys.errors import InputError
 from recsys.features.batches import Batch
 from recsys.models.attention import TargetAttention, latest
-from recsys.models.embeddings import write_tensor
 from recsys.models.layers import tower
+from recsys.models.trained import Trained
 
 _AD = "ad_id"
 
@@ -48,7 +47,7 @@ class Inputs:
     has_history: bool = False
 
 
-class Ranker(nn.Module):
+class Ranker(Trained):
     """Base of the rankers; a subclass sets ``heads`` and defines :meth:`interact` and :meth:`interaction_flops`.
 
     Args:
@@ -146,13 +145,6 @@ class Ranker(nn.Module):
         rows_BL, there_BL = latest(values, lengths, self.config.history_length)
         return self.content_attention(ad_BC, self.content[rows_BL], there_BL)
 
-    def dense_parameters(self) -> list[nn.Parameter]:
-        """Parameters that the dense optimizer trains: all but the embedding tables."""
-        return list(self._dense().values())
-
-    def _dense(self) -> dict[str, nn.Parameter]:
-        return {n: p for n, p in self.named_parameters() if not n.startswith("embeddings.")}
-
     def set_base_rates(self, rates: Mapping[int, float]) -> None:
         """Start each head's bias at the log odds of its base rate, so that the first steps need not learn it."""
         with torch.no_grad():
@@ -160,35 +152,9 @@ class Ranker(nn.Module):
                 rate = min(max(rate, 1e-6), 1 - 1e-6)
                 self.heads.bias[head] = torch.logit(torch.tensor(rate))
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """All trained weights by name, on the CPU; tables as ``table.NAME``. What :meth:`load_weights` takes."""
-        return {n: w.detach().to("cpu", copy=True).contiguous() for n, w in self._all_weights().items()}
-
-    def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Take over weights, in place.
-
-        Raises:
-            KeyError, RuntimeError: a weight is missing or of another shape.
-        """
-        for name, target in self._dense().items():
-            write_tensor(name, target, weights[name])
-        if self.embeddings is not None:
-            tables = {n.removeprefix("table."): w for n, w in weights.items() if n.startswith("table.")}
-            self.embeddings.load_weights(tables)
-
     def from_format_1(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Weights of a model folder of format 1 (all of which are DLRMs) as this ranker keeps them."""
         return weights
-
-    def _all_weights(self) -> dict[str, torch.Tensor]:
-        tables = {} if self.embeddings is None else self.embeddings.weights()
-        return {**self._dense(), **{f"table.{n}": w for n, w in tables.items()}}
-
-    def with_content(self, content: torch.Tensor) -> Ranker:
-        """The same ranker on another content matrix [N' + 1, C]; weights are shared, buffers are not."""
-        other = copy.copy(self)
-        other._buffers = {**self._buffers, "content": content}
-        return other
 
     def flops_per_row(self) -> int:
         """Multiply-adds counted as two, of one row forward: linear layers and interaction; lookups are not counted."""

@@ -229,10 +229,16 @@ def recall(unit: np.ndarray, queries: np.ndarray, found: np.ndarray, k: int, all
     return np.minimum(hits, k) / k
 
 
-def tune(engine: Engine, unit: np.ndarray, config: IndexConfig) -> tuple[Engine, dict[str, Any]]:
-    """Choose the smallest nprobe that reaches the recall on a sample of the corpus, and measure it on another.
+def tune(engine: Engine, unit: np.ndarray, config: IndexConfig, queries: np.ndarray | None = None
+         ) -> tuple[Engine, dict[str, Any]]:
+    """Choose the smallest nprobe that reaches the recall on a sample of the queries, and measure it on another.
 
     It must reach it by 1.645 standard errors, so that the held-out recall falls short one time in twenty, not in two.
+
+    Args:
+        engine: of ``unit``, float32 [N, d].
+        config: recall, k, and how many queries.
+        queries: float32 [q, d], unit vectors such as will be asked for; None: the corpus stands in for them.
 
     Returns:
         The engine with its nprobe, and {"k", "queries", "recall", "target", "nprobe"}, recall of the held-out sample.
@@ -240,8 +246,9 @@ def tune(engine: Engine, unit: np.ndarray, config: IndexConfig) -> tuple[Engine,
     Raises:
         Refused: the index type cannot reach it however deep it probes.
     """
-    sample = np.random.default_rng(0).permutation(engine.n)[: 2 * config.queries]
-    chosen, held = (unit[sample[: len(sample) // 2]], unit[sample[len(sample) // 2:]])
+    asked = unit if queries is None else queries
+    sample = np.random.default_rng(0).permutation(len(asked))[: 2 * config.queries]
+    chosen, held = (asked[sample[: len(sample) // 2]], asked[sample[len(sample) // 2:]])
     k = min(config.k, engine.n)
 
     def reached(nprobe: int) -> float:

@@ -67,18 +67,30 @@ def build_index(store: str | Path | ContentVectors, out: str | Path, ads: pa.Tab
     if fitted.normalisation != "l2":
         raise InputError("inner products are cosines of unit-length vectors only", column="normalisation",
                          got=fitted.normalisation, expected="a transform with l2")
-    table = pa.table({"ad_id": pa.array(ids, pa.string())})
-    if ads is not None:
-        for name in ads.column_names:
-            if name != "ad_id" and name not in _NOT_FILTERED and not pa.types.is_nested(ads[name].type):
-                table = table.append_column(name, ads[name])
+    table = pa.table({"ad_id": pa.array(ids, pa.string())}) if ads is None else filter_columns(ads)
     return write_index(out, table, fitted.transform(matrix), fitted, {**vectors.identity, **encoder},
                        config or IndexConfig())
 
 
+def filter_columns(ads: pa.Table) -> pa.Table:
+    """``ad_id``, and the scalar columns of an ads table that are no texts: what an index can filter on."""
+    names = [n for n in ads.column_names if n != "ad_id" and n not in _NOT_FILTERED
+             and not pa.types.is_nested(ads[n].type)]
+    return pa.table({"ad_id": ads["ad_id"].cast(pa.string()), **{n: ads[n] for n in names}})
+
+
 def write_index(out: str | Path, ads: pa.Table, unit: np.ndarray, transform: CorpusTransform, origin: dict[str, Any],
-                config: IndexConfig) -> dict[str, Any]:
-    """Publish a version of vectors that are transformed already; row i of ``ads`` belongs to row i of ``unit``."""
+                config: IndexConfig, queries: np.ndarray | None = None) -> dict[str, Any]:
+    """Publish a version of vectors that are transformed already; row i of ``ads`` belongs to row i of ``unit``.
+
+    Args:
+        out, config: as of :func:`build_index`.
+        ads: ``ad_id`` and the columns to filter on.
+        unit: float32 [N, dim], of length 1.
+        transform: of the queries that will come.
+        origin: what made the vectors.
+        queries: float32 [q, dim], unit vectors such as will be asked for, to tune on; None: a sample of ``unit``.
+    """
     check_ids(ads["ad_id"].to_pylist())
     unit = np.ascontiguousarray(unit, np.float32)
     factory = factory_for(len(unit), unit.shape[1], config)
@@ -89,7 +101,7 @@ def write_index(out: str | Path, ads: pa.Table, unit: np.ndarray, transform: Cor
 
         engine = Engine.build(unit, factory)
         trained = time.perf_counter()
-        engine, reached = tune(engine, unit, config)
+        engine, reached = tune(engine, unit, config, queries)
         faiss.write_index(engine.index, str(stage.path(_INDEX)))
         pq.write_table(ads, stage.path(_ADS))
         transform.save(stage.path(_TRANSFORM))
@@ -106,7 +118,9 @@ def write_index(out: str | Path, ads: pa.Table, unit: np.ndarray, transform: Cor
     with pa.ipc.new_stream(sink, ads.schema) as writer:
         writer.write_table(ads.combine_chunks())
     identity = {"factory": factory, "index": config.model_dump(), **origin, "ads": sha256_bytes(sink.getvalue()),
-                "vectors": sha256_bytes(unit.tobytes()), "transform": sha256_bytes(tensors)}
+                "vectors": sha256_bytes(unit.tobytes()),
+                **({} if queries is None else {"queries": sha256_bytes(np.ascontiguousarray(queries).tobytes())}),
+                "transform": sha256_bytes(tensors)}
     manifest = publish(Path(out), identity, build)
     if not manifest["cached"]:
         log.info("index: %d ads, %s, nprobe %d, recall@%d %.4f (%s)", len(unit), factory, manifest["facts"]["nprobe"],

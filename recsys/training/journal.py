@@ -241,7 +241,8 @@ def _say(name: str, line: Mapping[str, Any]) -> str:
     text = f"{name} epoch {line['epoch']}, step {line['step']:,}, {line['part']}:"
     parts = []
     for head, found in line["heads"].items():
-        shown = [(k, found.get(m)) for k, m in (("NE", "normalized_entropy"), ("AUC", "auc"), ("GAUC", "gauc"))]
+        shown = [(k, found.get(m)) for k, m in (("NE", "normalized_entropy"), ("AUC", "auc"), ("GAUC", "gauc"),
+                                                     ("loss of the softmax", "softmax_loss"))]
         words = ", ".join(f"{k} {v:.5f}" for k, v in shown if v is not None)
         parts.append((f" {head}" if len(line["heads"]) > 1 else "") + f" {words or 'labels all alike'}")
     return text + ";".join(parts)

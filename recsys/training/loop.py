@@ -1,4 +1,4 @@
-"""The training of one ranker, from its last checkpoint to its best weights."""
+"""The training of one model, from its last checkpoint to its best weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from recsys.config import TrainingConfig
 from recsys.errors import RecsysError, Stopped
 from recsys.features.stream import StreamLoader
 from recsys.log import log
-from recsys.models.ranker import Ranker
+from recsys.models.trained import Trained
 from recsys.training.checkpoint import Checkpoints, Found, TrainState
 from recsys.training.journal import Journal
 from recsys.training.schedules import Schedules
@@ -28,7 +28,7 @@ _AGREE_STEPS = 8  # steps between the questions that several ranks ask each othe
 
 @dataclass
 class TrainingRun:
-    """One ranker's training run.
+    """One model's training run.
 
     Attributes:
         model, optimizer: freshly made; ``optimizer`` is of the dense parameters.
@@ -39,7 +39,7 @@ class TrainingRun:
         checkpoints, journal, world: where the run is kept, told, and spread.
     """
 
-    model: Ranker
+    model: Trained
     optimizer: torch.optim.Optimizer
     stepper: Stepper
     loader: StreamLoader

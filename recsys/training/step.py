@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +19,9 @@ from recsys.training.optimizers import dense_parameters
 
 Step = tuple[torch.Tensor, torch.Tensor, int]
 """Of this rank's share of a batch: loss summed (nats), trials summed, both scalars on the device; rows."""
+
+
+Loss = Callable[[torch.Tensor, Batch], tuple[torch.Tensor, torch.Tensor]]
 
 
 class Stepper(Protocol):
@@ -61,9 +65,12 @@ class PlainStepper:
         model: the ranker; its ``embeddings`` update themselves.
         optimizer: of the dense parameters.
         config: ``precision``, ``clip_norm``, ``compile``.
+        loss: of what ``model.rank`` gives and the batch, summed, and what it is a sum over; None: the binomial.
     """
 
-    def __init__(self, model: Any, optimizer: torch.optim.Optimizer, config: TrainingConfig) -> None:
+    def __init__(self, model: Any, optimizer: torch.optim.Optimizer, config: TrainingConfig,
+                 loss: Loss | None = None) -> None:
+        self._loss = loss or partial(binomial_loss, kernels=model.config.kernels)
         self._model, self._optimizer, self._clip, self._precision = model, optimizer, config.clip_norm, config.precision
         self._parameters: list[nn.Parameter] = list(dense_parameters(model).values())
         self._device = self._parameters[0].device
@@ -80,7 +87,7 @@ class PlainStepper:
             looked_up = None if embeddings is None else embeddings(batch.sparse)
             with autocast(self._precision, self._device):
                 logits = self._rank(looked_up, batch)
-            loss, trials = binomial_loss(logits.float(), batch, self._model.config.kernels)
+            loss, trials = self._loss(logits.float(), batch)
             (loss / trials.clamp_min(1e-12)).backward()
             if self._clip is not None:
                 nn.utils.clip_grad_norm_(self._parameters, self._clip)

@@ -85,7 +85,7 @@ def train_model(split_dir: str | Path, model: ModelConfig, training: TrainingCon
     split_dir, out, world = as_location(split_dir), Path(out), world or World.single(pick_device(device))
     config = {"model": model.model_dump(mode="json"), "training": training.model_dump(mode="json"), "seed": seed,
               "name": name, "device": world.device.type, "torch": torch.__version__, "usage": _USAGE,
-              "content": None if content is None else _hash(content),
+              "content": None if content is None else content_hash(content),
               "semantic_ids": None if semantic is None else sha256_bytes(
                   np.ascontiguousarray(semantic[1]).tobytes() + semantic[0].codebooks.tobytes())}
     inputs = {f: join(split_dir, f) for f in ("train.parquet", *(["test.parquet"] if test else []), "dataset.json")}
@@ -99,7 +99,8 @@ def train_model(split_dir: str | Path, model: ModelConfig, training: TrainingCon
     return dict(world.from_main(lambda: json.loads((out / "metrics.json").read_text())))
 
 
-def _hash(content: Content) -> str:
+def content_hash(content: Content) -> str:
+    """SHA-256 of the ids and their vectors."""
     ids, vectors = content
     return sha256_bytes("\0".join(ids).encode() + np.ascontiguousarray(vectors).tobytes())
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -132,7 +133,7 @@ def test_ensemble_is_the_mean_probability(split: Path, tmp_path: Path) -> None:
     bundle = scorer._bundle
     single = []
     for model in bundle.models:
-        scorer._bundle = type(bundle)((model,), bundle.encoder, bundle.heads, bundle.model_id, bundle.device)
+        scorer._bundle = replace(bundle, models=(model,))
         single.append(scorer.score(table)["click"])
     np.testing.assert_allclose(both, np.mean(single, axis=0), atol=1e-9)
     assert np.abs(single[0] - single[1]).max() > 1e-4
@@ -265,7 +266,7 @@ def test_unknown_device_is_refused(split: Path, tmp_path: Path) -> None:
 
 def test_hash_of_content_is_part_of_the_key() -> None:
     ids, vectors = toy_content()
-    assert trainer._hash((ids, vectors)) != trainer._hash((ids, vectors + 1))
+    assert trainer.content_hash((ids, vectors)) != trainer.content_hash((ids, vectors + 1))
 
 
 def test_an_error_after_training_costs_no_checkpoint(split: Path, tmp_path: Path,
