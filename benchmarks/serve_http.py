@@ -1,17 +1,18 @@
 """The scoring service under load: 500 candidates x 39 features as binary tensors, one core serves, another sends.
 
-    python benchmarks/serve_http.py [--work work/serve_http] [--part latency|overload|soak|peer] [--json FILE]
+    python benchmarks/serve_http.py [--work work/serve_http] [--part latency|reloads|overload|soak|peer]
 
-The model is the DLRM of benchmarks/train_throughput.py, trained on 200,000 rows of benchmarks/criteo_shaped.py;
-requests are 64 different sets of 500 rows of its test part. Server and load generator are pinned to a core each; the
-generator is an open loop (benchmarks/open_loop.py): a latency counts from the moment at which a request was due.
+The model is the DLRM of benchmarks/train_throughput.py, trained on 200,000 rows of benchmarks/criteo_shaped.py and
+published as a bundle (int8 tables, bfloat16 products); requests are 64 different sets of 500 rows of its test part.
+Server and load generator are pinned to a core each; the generator is an open loop (benchmarks/open_loop.py): a latency
+counts from the moment at which a request was due.
 
-    latency    capacity (a closed loop), then 60 % of it: evenly spaced, as a Poisson process, and evenly spaced through
-               further versions of the model being loaded all the time
+    latency    capacity (a closed loop of 8 clients), then 60 % of it, evenly spaced and as a Poisson process
+    reloads    60 % of the capacity, evenly spaced, while versions are loaded one after the other
     overload   three times the capacity: answers a second beside the capacity, what the rest gets and when
     soak       the same for --seconds: memory of the server
     peer       capacity of a plain FastAPI + pydantic + torch service (benchmarks/peers/fastapi_plain.py) of the same
-               model, in turns with ours
+               trained model in float32, in turns with ours
 
 Parts are kept in benchmarks/results/serve_http.json as they come.
 """
@@ -43,18 +44,22 @@ INFER = "/v2/models/ranker/infer"
 
 
 def prepared(work: Path) -> Path:
-    """Data and model, once."""
+    """Data, model, and the bundle that is served, once."""
     from criteo_shaped import generate
     from train_throughput import MODEL, TRAINING
 
     from recsys.config import ModelConfig, TrainingConfig
+    from recsys.serving.export import export_bundle
     from recsys.training.trainer import train_model
 
     model = work / "model"
     if not (model / "model.json").is_file():
         generate(250_000, work / "data")
         train_model(work / "data", ModelConfig(**MODEL), TrainingConfig(**TRAINING), model, device="cpu")
-    return model
+    bundle = work / "bundle"
+    if not (bundle / "manifest.json").is_file():
+        export_bundle(model, bundle, data=work / "data", rows=20_000, program=False)
+    return bundle
 
 
 def tables(work: Path) -> list[Any]:
@@ -122,7 +127,7 @@ def _ready(port: int) -> bool:
         return False
 
 
-def capacity(port: int, requests: list[bytes], seconds: float, clients: int = 4) -> dict[str, Any]:
+def capacity(port: int, requests: list[bytes], seconds: float, clients: int = 8) -> dict[str, Any]:
     from open_loop import closed
 
     closed("127.0.0.1", port, requests, clients, 2.0)
@@ -226,7 +231,7 @@ def peer(model: Path, work: Path, args: argparse.Namespace) -> dict[str, Any]:
     for _ in range(args.repeat):
         with ours(model) as (_, port):
             own = capacity(port, binary, args.seconds or 5)["answered_per_second"]
-        with server(script, str(model), "PORT") as (_, port):
+        with server(script, str(work / "model"), "PORT") as (_, port):
             other = capacity(port, plain, args.seconds or 5)["answered_per_second"]
         turns.append((own, other))
         print(turns[-1], flush=True)

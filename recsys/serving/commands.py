@@ -91,8 +91,10 @@ def serve(
                                                  help="Bearer token that clients must send.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the port.")] = 1,
     queue: Annotated[int, typer.Option(min=1, help="Most requests that wait, in each; the next is a 503.")] = 64,
+    delay: Annotated[float, typer.Option(min=0.001, help="While the first in the queue has waited for more seconds "
+                                                         "than this, requests are a 503.")] = 0.1,
     batch_rows: Annotated[int, typer.Option(min=1, help="Most rows of waiting requests that are scored "
-                                                        "together.")] = 1024,
+                                                        "together.")] = 2048,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds after which a request that waits is dropped, where "
                                                            "it has no Timeout-Ms.")] = 1.0,
     drain: Annotated[float, typer.Option(min=0, help="Seconds from SIGTERM, when the service says that it is not "
@@ -106,8 +108,9 @@ def serve(
     from recsys.serving.http import Limits, ServeOptions, Settings
     from recsys.serving.http import serve as run
 
-    settings = Settings(token=token, timeout=timeout, limits=Limits(requests=queue, batch_rows=batch_rows))
-    run(ServeOptions(_models(model), host, port, workers, device, drain, access_log, ranking, settings))
+    settings = Settings(token=token, timeout=timeout, limits=Limits(requests=queue, delay=delay, batch_rows=batch_rows))
+    run(ServeOptions(_models(model), host, port, workers=workers, device=device, drain=drain, access_log=access_log,
+                     ranking=ranking, settings=settings))
 
 
 def _models(given: list[str]) -> dict[str, Path]:

@@ -43,6 +43,7 @@ class Limits:
     Attributes:
         requests: most requests that wait or are in the model.
         rows: most rows of them together.
+        delay: while the first in the queue has waited for more seconds than this, nobody else comes in.
         batch_rows: most rows of one call of the model (a longer request is one call of its own).
         fill_rows: a batch of at least so many rows does not wait for more.
         max_wait: seconds that a smaller one waits.
@@ -50,7 +51,8 @@ class Limits:
 
     requests: int = 64
     rows: int = 50_000
-    batch_rows: int = 1024
+    delay: float = 0.1
+    batch_rows: int = 2048
     fill_rows: int = 256
     max_wait: float = 0.001
 
@@ -87,7 +89,6 @@ class ModelThread:
         self._changed = threading.Condition()
         self._requests = self._rows = 0  # of the jobs that wait and of those in the model
         self._ending = False
-        self._seconds_a_row = 1e-5
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
     def start(self) -> None:
@@ -110,10 +111,13 @@ class ModelThread:
         """
         if self._ending:
             raise QueueFullError("the service is ending")
-        if self._requests >= self.limits.requests or (self._requests and self._rows + rows > self.limits.rows):
+        with self._changed:
+            full = self._requests >= self.limits.requests or (
+                self._requests > 0 and self._rows + rows > self.limits.rows)
+            waited = time.monotonic() - self._jobs[0].entered if self._jobs else 0.0
+        if full or waited > self.limits.delay:
             self._metrics.refused.inc()
-            seconds = self._rows * self._seconds_a_row
-            raise QueueFullError("too many requests waiting", max(1, math.ceil(seconds)))
+            raise QueueFullError("too many requests waiting", max(1, math.ceil(waited)))
 
     async def score(self, scorer: ScorerLike, table: Rows, timeout: float) -> dict[str, np.ndarray]:
         """Head -> float64 [n], rows scored together with those of other requests.
@@ -147,7 +151,6 @@ class ModelThread:
             began = time.monotonic()
             results = self._compute(batch)
             rows, seconds = sum(j.rows for j in batch), time.monotonic() - began
-            self._seconds_a_row += 0.1 * (seconds / max(rows, 1) - self._seconds_a_row)
             self._metrics.batch(rows, seconds, [began - j.entered for j in batch])
             self._leave(batch, results)
             del batch, results  # the last request's rows must not be held while the thread waits

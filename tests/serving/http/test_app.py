@@ -202,6 +202,25 @@ def test_a_full_queue_does_not_even_read_the_body(model: Path) -> None:
         assert read == []
 
 
+def test_a_slow_queue_takes_nobody_until_it_moves(model: Path) -> None:
+    with Client(make_app(model, Settings(limits=Limits(delay=0.05), timeout=30), load=Slow)) as client:
+        door = client.app.service.models.first.scorer.door
+
+        async def crowd() -> list[int]:
+            door.clear()
+            body = {"rows": some_rows(2)}
+            tasks = [client.loop.create_task(client.send("POST", SCORE, json=body)) for _ in range(2)]
+            await asyncio.sleep(0.02)
+            tasks.append(client.loop.create_task(client.send("POST", SCORE, json=body)))  # one is in the model
+            await asyncio.sleep(0.2)
+            late = await client.send("POST", SCORE, json=body)
+            door.set()
+            return [(await t).status_code for t in tasks] + [late.status_code]
+
+        assert client.loop.run_until_complete(crowd()) == [200, 200, 200, 503]
+        assert client.post(SCORE, json={"rows": some_rows(1)}).status_code == 200
+
+
 @pytest.mark.parametrize("options", [{"headers": {"Timeout-Ms": "20"}}, {"timeout": 0.02}])
 def test_a_request_past_its_deadline_is_dropped_before_it_is_scored(model: Path, options: dict) -> None:
     settings = Settings(timeout=options.pop("timeout", 30.0))
