@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+import time
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,13 +36,17 @@ class SegmentWriter:
         path: must not exist; its name says what the published file will be called.
         schema: of every batch.
 
+    Attributes:
+        size: bytes written; ``rows``: rows of them.
+        opened: when, by the monotonic clock.
+
     Raises:
         OSError: the file cannot be made (a full disk); nothing is left of it.
     """
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.path, self.schema, self.size, self.rows = path, schema, 0, 0
-        self._synced = 0
+        self.opened, self._synced = time.monotonic(), 0
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -150,5 +155,5 @@ def _adopt(path: Path, fd: int) -> SegmentWriter:
     segment = SegmentWriter.__new__(SegmentWriter)
     segment.path, segment._fd = path, fd
     segment.schema, segment.size, segment.rows = pa.schema([]), os.fstat(fd).st_size, 0
-    segment._synced = segment.size
+    segment.opened, segment._synced = time.monotonic(), segment.size
     return segment

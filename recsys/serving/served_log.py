@@ -35,6 +35,7 @@ from recsys.serving.segments import SUFFIX, SegmentWriter, read_segment, take_or
 from recsys.storage import filesystem, is_url, join
 
 _RETRY_SECONDS = 0.5
+_MOST_OPEN = 16
 
 
 class LogFull(RecsysError):
@@ -69,8 +70,8 @@ class ServedLog:
                              expected="a folder that may be written") from None
         self._queue: queue.Queue[pa.RecordBatch | threading.Event] = queue.Queue(config.queue)
         self._closed: queue.Queue[SegmentWriter | None] = queue.Queue()
-        self._segment: SegmentWriter | None = None
-        self._opened = self._last_sync = time.monotonic()
+        self._open: list[SegmentWriter] = []
+        self._last_sync = time.monotonic()
         self._ending, self._door = threading.Event(), threading.Lock()
         for orphan in take_orphans(self._state, name):
             self._closed.put(orphan)
@@ -164,31 +165,35 @@ class ServedLog:
             return None
 
     def _write(self, batch: pa.RecordBatch) -> None:
-        if self._segment is not None and not self._segment.schema.equals(batch.schema):
-            self._rotate(force=True)  # another model, other columns
-        if self._segment is None:
+        at = next((s for s in self._open if s.schema.equals(batch.schema)), None)
+        if at is None:  # arms whose models have other columns have segments of their own
+            if len(self._open) >= _MOST_OPEN:
+                self._end(self._open[0])
             now = dt.datetime.now(dt.UTC)
             name = f"{self.name}-{now:%Y%m%dT%H%M%S}-{now.microsecond:06d}{secrets.token_hex(4)}"
-            self._segment = SegmentWriter(self._state / f"{name}{SUFFIX}", batch.schema)
-            self._opened = time.monotonic()
-        self._segment.append(batch)
+            at = SegmentWriter(self._state / f"{name}{SUFFIX}", batch.schema)
+            self._open.append(at)
+        at.append(batch)
         self.counts.add(written=batch.num_rows)
 
     def _sync(self, force: bool) -> None:
-        if self._segment is None or not self._segment.dirty:
-            return
         if force or time.monotonic() - self._last_sync >= self._config.sync_seconds:
-            self._segment.sync()
+            for segment in self._open:
+                if segment.dirty:
+                    segment.sync()
             self._last_sync = time.monotonic()
 
     def _rotate(self, force: bool = False) -> None:
-        if (segment := self._segment) is None:
-            return
-        old = time.monotonic() - self._opened >= self._config.rotate_seconds
-        if force or old or segment.size >= self._config.rotate_bytes:
-            segment.sync()
-            self._segment = None
-            self._closed.put(segment)
+        now = time.monotonic()
+        for segment in list(self._open):
+            old = now - segment.opened >= self._config.rotate_seconds
+            if force or old or segment.size >= self._config.rotate_bytes:
+                self._end(segment)
+
+    def _end(self, segment: SegmentWriter) -> None:
+        segment.sync()
+        self._open.remove(segment)
+        self._closed.put(segment)
 
     # The publisher's thread.
 
