@@ -81,6 +81,10 @@ class TrainingConfig(Strict):
     shuffle_window: int = Field(1 << 18, ge=1, description="rows shuffled together")
     checkpoint_seconds: float = Field(300.0, ge=0, description="besides each epoch's end, a checkpoint so often")
     keep_checkpoints: int = Field(2, ge=1, description="latest checkpoints kept, beside the best")
+    mirror: str | None = Field(
+        None, description="s3://, gs:// or abfs:// address of this run's own that every checkpoint is copied to; a run "
+                          "that starts without checkpoints on its disk goes on from there"
+    )
     log_steps: int = Field(50, ge=1, description="steps between lines of the training log (JSONL and TensorBoard)")
     tensorboard: bool = Field(False, description="also write TensorBoard event files")
     ensemble: int = Field(1, ge=1, description="rankers trained from different seeds and averaged")

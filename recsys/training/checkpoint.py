@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from recsys import __version__
 from recsys.log import log
 from recsys.stage import MANIFEST
+from recsys.training.checkpoint_mirror import Mirror
 from recsys.training.checkpoint_storage import Damaged, SafetensorsReader, SafetensorsWriter, read_manifest, verify
 from recsys.training.optimizers import dense_parameters, load_state_tensors, state_tensors
 from recsys.training.world import World
@@ -99,10 +100,13 @@ class Checkpoints:
         folder: of the run; every checkpoint is a folder in it.
         world: the ranks that train together.
         keep: newest checkpoints kept, besides those that hold the best weights of one of them.
+        mirror: address in an object store that they are copied to and, where the folder is empty, fetched from.
+        identity: hash of what makes this run this run; a mirror of another one is refused.
     """
 
-    def __init__(self, folder: Path, world: World, keep: int) -> None:
-        self._folder, self._world, self._keep = folder, world, keep
+    def __init__(self, folder: Path, world: World, keep: int, mirror: str | None = None, identity: str = "") -> None:
+        self._folder, self._world, self._keep, self._identity = folder, world, keep, identity
+        self._mirror = Mirror(mirror, identity) if mirror is not None and world.is_main else None
         self._pending: Future[Any] | None = None
         # A group of its own: the writing thread talks between ranks while training does.
         self._group = dist.new_group(backend="gloo") if world.size > 1 else None
@@ -113,6 +117,8 @@ class Checkpoints:
         A checkpoint whose best weights lie in another one that is damaged is as bad as damaged: going on from it would
         end with other weights than the run without the damage.
         """
+        if self._mirror is not None:
+            self._mirror.fetch(self._folder)
         name = self._newest() if self._world.is_main else None
         name = self._world.broadcast_bytes(None if name is None else name.encode()).decode()
         if not name:
@@ -190,7 +196,7 @@ class Checkpoints:
         """
         self.wait()
         plan = [] if model.embeddings is None else model.embeddings.plan()
-        facts = {"state": asdict(state), "ranks": self._world.size, "plan": plan,
+        facts = {"state": asdict(state), "ranks": self._world.size, "plan": plan, "identity": self._identity,
                  "versions": {"recsys": __version__, "torch": torch.__version__}}
         own = {"random": torch.get_rng_state(), "sums": sums.cpu()}
         if torch.cuda.is_available():
@@ -198,9 +204,13 @@ class Checkpoints:
         tensors = {**_weights(model), **_table_states(model),
                    **{f"dense_state.{n}": t for n, t in state_tensors(model, optimizer).items()},
                    **{f"rank.{self._world.rank}.{n}": t for n, t in own.items()}}
-        self._pending = dcp.async_save(  # type: ignore[assignment]
+        saving: Any = dcp.async_save(
             tensors, storage_writer=SafetensorsWriter(self._folder / state.name, facts), process_group=self._group,
             async_stager=BlockingAsyncStager(), no_dist=self._world.size == 1)
+        self._pending = saving
+        if self._mirror is not None:
+            mirror, folder = self._mirror, self._folder / state.name
+            saving.add_done_callback(lambda done: None if done.exception() else mirror.push(folder))
 
     def wait(self) -> None:
         """Until the checkpoint that is being written is published; then remove those that need not be kept.
@@ -220,8 +230,10 @@ class Checkpoints:
             self._prune()
 
     def close(self) -> None:
-        """Wait for the last checkpoint."""
+        """Wait for the last checkpoint, and for its copy."""
         self.wait()
+        if self._mirror is not None:
+            self._mirror.close()
         if self._group is not None:
             dist.destroy_process_group(self._group)
             self._group = None

@@ -22,7 +22,7 @@ from recsys.models.build import KINDS, build_model
 from recsys.models.bundle import pick_device, save_bundle
 from recsys.models.embeddings import SparseOptions, plan_lines
 from recsys.models.ranker import Ranker, correct_for_sampling
-from recsys.stage import Stage, sha256_bytes, write_json
+from recsys.stage import Stage, sha256_bytes, sha256_json, write_json
 from recsys.storage import as_location, join
 from recsys.training.checkpoint import Checkpoints, TrainState
 from recsys.training.content import content_matrix
@@ -160,7 +160,9 @@ def _train_member(stage: Stage, data: TrainingData, model: ModelConfig, training
         for line in plan_lines(_plan(ranker)):
             log.info("%s", line)
     optimizer = make_optimizer(ranker, training)
-    checkpoints = Checkpoints(stage.path(f"{_CHECKPOINTS}/member-{member}"), world, training.keep_checkpoints)
+    mirror = None if training.mirror is None else f"{training.mirror.rstrip('/')}/member-{member}"
+    checkpoints = Checkpoints(stage.path(f"{_CHECKPOINTS}/member-{member}"), world, training.keep_checkpoints, mirror,
+                              _identity(data, model, training, own_seed, matrix))
     found = checkpoints.latest()
     state = TrainState(lanes=training.lanes or world.size) if found is None else found.state
     loader = StreamLoader(data.train, data.keys, training.batch_size, training.shuffle_window, own_seed, state.lanes,
@@ -174,6 +176,16 @@ def _train_member(stage: Stage, data: TrainingData, model: ModelConfig, training
     state = run.train(state, found)
     correct_for_sampling(ranker, data.failure_keep)
     return ranker, state
+
+
+def _identity(data: TrainingData, model: ModelConfig, training: TrainingConfig, seed: int,
+              matrix: np.ndarray | None) -> str:
+    """What a mirrored checkpoint must have been made with, wherever its data lay and however many ranks there were."""
+    free = {"mirror", "parallel", "lanes", "checkpoint_seconds", "keep_checkpoints", "log_steps", "tensorboard"}
+    return sha256_json({
+        "model": model.model_dump(mode="json"), "training": training.model_dump(mode="json", exclude=free),
+        "seed": seed, "rows": data.train.rows, "tables": {n: t.rows for n, t in data.encoder.tables.items()},
+        "rates": [round(r, 9) for r in data.base_rates], "content": None if matrix is None else list(matrix.shape)})
 
 
 def _validate(ranker: Ranker, data: TrainingData, world: World) -> list[dict[str, Any]]:
