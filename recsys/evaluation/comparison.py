@@ -13,6 +13,7 @@ from recsys.errors import Refused
 from recsys.evaluation.intervals import (
     EXPLORATORY_CLICKS,
     EXPLORATORY_CLUSTERS,
+    FEW_CLICKS,
     MIN_CLICKS,
     MIN_CLUSTERS,
     Choice,
@@ -25,6 +26,8 @@ from recsys.evaluation.intervals import (
 )
 from recsys.evaluation.offpolicy.support import Reach
 
+COSTS = {"cost_per_click": "ctr", "cost_per_action": "conversion"}
+"""Metric that is the revenue over what was bought -> what was bought; its ``rows`` are linearised."""
 SMALLEST = 1e-300  # an arm without a click has no effective click, and squares that sum to 0
 
 
@@ -163,6 +166,36 @@ class Comparison:
                                   self.ratio(open_above.most(above), open_below.least(below), choice, null)], null)
         return at_least(made.shifted(-1.0), -1.0)
 
+    def cost(self, name: str, metric: str, choice: Choice) -> Interval:
+        """Revenue over what was bought, from the two themselves: r is kept where the test of paid - r bought is.
+
+        An interval of linearised rows would take the estimated ratio and the estimated rate as known, which only
+        Student's t (the delta method) may. Exploratory evidence is bet on: empirical likelihood of such a ratio
+        covered 83 to 91 % at six to twelve clicks of prices that differ, betting 93 % or more from FEW_CLICKS
+        effective ones on.
+
+        Raises:
+            Refused: fewer effective clicks than that.
+        """
+        arm, bought = self.arms[name], COSTS[metric]
+        if arm.events[metric] < FEW_CLICKS:
+            raise Refused(f"effective events {arm.events[metric]:.1f}: no interval of a cost is published "
+                          f"below {FEW_CLICKS:g}; log more")
+        choice = choice if choice.label == "confirmatory" else replace(choice, method="betting")
+        paid, count = arm.rows["revenue_per_mille"] / 1000, arm.rows[bought]
+        made = self.ratio(paid, count, choice, None)
+        if not arm.reach_of(metric).exact:
+            money, number = arm.reach_of("revenue_per_mille"), arm.reach_of(bought)
+            made = widened(made, [
+                self.ratio(money.least(arm.rows["revenue_per_mille"]) / 1000, number.most(count), choice, None),
+                self.ratio(money.most(arm.rows["revenue_per_mille"]) / 1000, number.least(count), choice, None)], None)
+        return at_least(made, 0.0)
+
+    def _both_costs(self, name: str, against: str, metric: str, choice: Choice) -> tuple[Interval, Interval]:
+        """Two arms' costs, each with half of the error, so that both hold together (Bonferroni)."""
+        half = replace(self, confidence=(1 + self.confidence) / 2)
+        return half.cost(name, metric, choice), half.cost(against, metric, choice)
+
     def choice_of(self, metric: str, *names: str) -> Choice:
         """The interval rule applied to the worst of the named arms, by the metric's own events.
 
@@ -180,11 +213,18 @@ class Comparison:
     def lift(self, name: str, against: str, metric: str, null: float = 0.0) -> Interval:
         """Relative lift of one arm over another; rates are not negative, so a lift is never below -1.
 
-        ``null`` is the lift that the p-value is about.
+        ``null`` is the lift that the p-value is about. A cost's lift is a ratio of two ratios: by the delta method
+        where evidence is confirmatory, elsewhere between the ends of both arms' own intervals, and without a p-value.
         """
         arm, base = self.arms[name], self.arms[against]
+        choice = self.choice_of(metric, name, against)
+        if metric in COSTS and choice.label != "confirmatory":
+            own, other = self._both_costs(name, against, metric, choice)
+            return replace(own, estimate=own.estimate / other.estimate - 1, low=own.low / other.high - 1,
+                           high=own.high / other.low - 1 if other.low > 0 else float("inf"), se=None, p_value=None)
+        choice = replace(choice, method="t") if metric in COSTS else choice
         return self.lift_of(arm.rows[metric], arm.reach_of(metric), base.rows[metric], base.reach_of(metric),
-                            self.choice_of(metric, name, against), 1.0 + null)
+                            choice, 1.0 + null)
 
     def unadjusted_lift(self, name: str, against: str) -> Interval:
         """The goal's lift without outcome models (IPS), of arms that have ``unadjusted`` rows."""
@@ -197,6 +237,8 @@ class Comparison:
     def value(self, name: str, metric: str) -> Interval:
         """An arm's own value."""
         arm = self.arms[name]
+        if metric in COSTS:
+            return self.cost(name, metric, self.choice_of(metric, name))
         rows, reach, choice = arm.rows[metric], arm.reach_of(metric), self.choice_of(metric, name)
         headroom = arm.headroom.get(metric)
         made = self.ratio(rows, 1.0, choice, None, headroom)
@@ -208,6 +250,12 @@ class Comparison:
     def difference(self, name: str, against: str, metric: str, relative: bool) -> Interval:
         """Difference of two arms' values, absolute, or as a difference of lifts (divided by the baseline's value)."""
         choice = self.choice_of(metric, name, against, self.baseline)
+        if metric in COSTS:
+            if choice.label != "confirmatory" and not relative:
+                own, other = self._both_costs(name, against, metric, choice)
+                return replace(own, estimate=own.estimate - other.estimate, low=own.low - other.high,
+                               high=own.high - other.low, se=None, p_value=None)
+            choice = replace(choice, method="t")
         (rows, mine), (others, theirs), (base, whole) = (
             (self.arms[n].rows[metric], self.arms[n].reach_of(metric)) for n in (name, against, self.baseline))
         made = self.ratio(rows - others, base if relative else 1.0, choice, 0.0)

@@ -8,10 +8,11 @@ Each is float64[n] rows whose mean is the arm's value, like :func:`recsys.evalua
 * ``surplus_per_mille``: what advertisers keep, welfare minus revenue.
 * ``cost_per_click``: revenue over clicks, linearised: v + (revenue - v * click) / mean click. The rows' mean is the
   ratio v, and their deviations are its influence function, so that the delta method on them is the delta method on
-  the ratio.
+  the ratio. Other intervals than Student's t are made of revenue and clicks themselves
+  (:meth:`recsys.evaluation.comparison.Comparison.cost`).
 * ``hide``: ads hidden by the user. No arm predicts hides, so the outcome model is the log's own mean: the doubly
   robust estimate with a constant model, unbiased because weights average to 1. ``conversion`` alike.
-* ``cost_per_action``: revenue over conversions, linearised as ``cost_per_click`` is.
+* ``cost_per_action``: revenue over conversions, as ``cost_per_click``.
 """
 
 from __future__ import annotations

@@ -8,9 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from recsys.errors import Refused
 from recsys.evaluation import offpolicy
+from recsys.evaluation.comparison import ArmRows, Comparison
 from recsys.evaluation.economics import economics_rows
-from recsys.evaluation.intervals import cluster_sums, t_interval
+from recsys.evaluation.intervals import Choice, cluster_sums, effective, interval, t_interval
 from recsys.evaluation.lift import offpolicy_lift
 from tests.evaluation.bandit import Bandit, config
 from tests.report.test_schema import check
@@ -77,6 +79,61 @@ def test_linearised_cost_per_click_has_the_delta_methods_error() -> None:
     ratio = t_interval(cluster_sums(made["revenue_per_mille"] / 1000, made["ctr"], log.clusters))
     assert linear.estimate == pytest.approx(ratio.estimate)
     assert linear.se == pytest.approx(ratio.se, rel=0.02)  # rows a cluster vary: equal up to that
+
+
+def of_market(users: int, seed: int) -> tuple[dict, pa.Table, np.ndarray]:
+    table, context = market(users, seed)
+    arms = ["logged", "good"]
+    return offpolicy_lift(table, {n: policy(n, context) for n in arms}, config(arms)), table, context
+
+
+@pytest.mark.parametrize(("users", "label"), [(2500, "confirmatory"), (140, "exploratory")])
+def test_cost_per_click_is_intervalled_from_revenue_and_clicks_themselves(users: int, label: str) -> None:
+    lift, table, context = of_market(users, 3)
+    log = offpolicy.read_log(table)
+    made, sums = {}, {}
+    for name in ("logged", "good"):
+        arm = offpolicy.join_policy(log, policy(name, context))
+        paid, clicks = (offpolicy.pseudo_outcomes(log, arm, m) for m in ("revenue_per_mille", "ctr"))
+        sums[name] = cluster_sums(paid / 1000, clicks, log.clusters)
+        found = lift["arms"][name]["secondary"]["cost_per_click"]
+        assert found["label"] == label
+        choice = Choice("t+el" if label == "confirmatory" else "betting", label, "")
+        made[name] = interval(sums[name], choice, seed=0)
+        assert found["value_interval"] == pytest.approx({"low": made[name].low, "high": made[name].high})
+        assert found["interval_method"] == ("t" if label == "confirmatory" and name == "good" else made[name].method)
+    one = lift["arms"]["good"]["secondary"]["cost_per_click"]
+    if label == "confirmatory":
+        assert one["se"] > 0
+        return
+    own, base = (interval(sums[n], choice, 0.975, seed=0) for n in ("good", "logged"))
+    assert one["lift"]["low"] == pytest.approx(own.low / base.high - 1)
+    assert one["lift"]["high"] == pytest.approx(own.high / base.low - 1)
+    assert one["absolute_lift"]["high"] == pytest.approx(own.high - base.low)
+    assert one["se"] is None
+
+
+def test_costs_of_few_clicks_cover_or_are_refused() -> None:
+    """Prices that differ, eight to twenty clicks: betting on paid - r bought holds the cost, Student's t does not."""
+    hits: dict[str, list[bool]] = {"cost": [], "t": []}
+    rows, choice = 2000, Choice("el", "exploratory", "")
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        click = (rng.random(rows) < 0.006).astype(float)
+        paid = click * rng.gamma(1.0, 1.0, rows)
+        events = effective(paid)
+        arm = ArmRows({"revenue_per_mille": 1000 * paid, "ctr": click}, choice, rows, {"cost_per_click": events}, {})
+        c = Comparison({"a": arm}, "a", "ctr", np.arange(rows), 0.95, 0, 0, paired=True)
+        if events < 5:
+            with pytest.raises(Refused, match="no interval of a cost is published below 5"):
+                c.cost("a", "cost_per_click", choice)
+            continue
+        made, plain = c.cost("a", "cost_per_click", choice), t_interval(cluster_sums(paid, click, np.arange(rows)))
+        assert made.method == "betting"
+        hits["cost"].append(made.low <= 1 <= made.high)
+        hits["t"].append(plain.low <= 1 <= plain.high)
+    assert len(hits["cost"]) > 60
+    assert np.mean(hits["cost"]) >= 0.95 - 2 * np.sqrt(0.05 * 0.95 / len(hits["cost"])) > np.mean(hits["t"])
 
 
 def test_the_report_carries_both_sides_of_the_market_with_their_truth() -> None:
