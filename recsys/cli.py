@@ -19,6 +19,7 @@ from recsys.experiment.ab import ab
 from recsys.experiment.commands import ledger, tune
 from recsys.log import log, setup_logging
 from recsys.planning.commands import plan
+from recsys.remote import addresses_at_hand
 from recsys.retrieval.commands import index, search
 from recsys.serving.commands import export, score, serve
 from recsys.serving.log_commands import join_feedback, load_users
@@ -238,7 +239,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(arguments: list[str] | None) -> int:
     try:
-        app(arguments)
+        with addresses_at_hand(sys.argv[1:] if arguments is None else arguments) as words:
+            app(words)
     except RecsysError as error:
         if not error.reported:
             typer.echo(f"error: {error}", err=True)

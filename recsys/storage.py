@@ -148,6 +148,19 @@ def open_input(path: str | Path) -> NativeFile:
         raise InputError("cannot be read", file=path, got=_first_line(error), expected="a readable file") from None
 
 
+def open_output(system: FileSystem, name: str) -> NativeFile:
+    """A file or object opened for writing; where folders are real, its own is made.
+
+    Raises:
+        OSError: it may not be written.
+    """
+    from pyarrow import fs
+
+    if isinstance(system, fs.LocalFileSystem):
+        system.create_dir(str(Path(name).parent))
+    return system.open_output_stream(name)
+
+
 def read_bytes(path: str | Path) -> bytes:
     """The whole of a file or object.
 

@@ -22,7 +22,7 @@ from pyarrow import fs
 from recsys.errors import InputError
 from recsys.log import log
 from recsys.stage import MANIFEST
-from recsys.storage import filesystem
+from recsys.storage import filesystem, open_output
 from recsys.training.checkpoint_storage import Damaged, read_manifest, verify
 
 _BLOCK = 8 << 20
@@ -119,7 +119,7 @@ class Mirror:
             names = [*manifest["files"], MANIFEST]  # the manifest last
             for file in names:
                 with (checkpoint / file).open("rb") as source, \
-                        self._system.open_output_stream(f"{self._made(checkpoint.name)}/{file}") as target:
+                        open_output(self._system, f"{self._root}/{checkpoint.name}/{file}") as target:
                     while block := source.read(_BLOCK):
                         target.write(block)
             self._prune(checkpoint)
@@ -130,11 +130,6 @@ class Mirror:
         except OSError as error:
             log.warning("checkpoint %s is not mirrored to %s: %s", checkpoint.name, self._address,
                         (str(error).splitlines() or ["an error"])[0])
-
-    def _made(self, name: str) -> str:
-        if isinstance(self._system, fs.LocalFileSystem):
-            self._system.create_dir(f"{self._root}/{name}")
-        return f"{self._root}/{name}"
 
     def _prune(self, newest: Path) -> None:
         """Keep what the folder on disk keeps; of the rest the manifests go first, so that no half is left in use."""

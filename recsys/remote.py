@@ -1,0 +1,228 @@
+"""Folders in an object store, worked on as folders of this machine: brought here first, copied back as they grow.
+
+    with at_hand("s3://bucket/runs/mine") as folder:      # a Path; what is there is here
+        ...                                               # stages write into it
+    # what they finished is there
+
+A bucket cannot rename, and has no folders. So a copy is what its ``_index.json`` says, which is written last and holds
+every file's size and SHA-256: a reader of half a copy finds the one before it, or a checksum that does not fit and an
+error that says so. What is unfinished here (hidden folders) is not copied; a killed stage is begun again elsewhere, but
+for training, which goes on from its mirrored checkpoints (``training.mirror``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from recsys.errors import InputError
+from recsys.log import log
+from recsys.storage import file_size, filesystem, is_url, open_output
+
+INDEX = "_index.json"
+EVERY = 60.0
+"""Seconds between copies of what was finished meanwhile."""
+OWN = frozenset({"score"})
+"""Verbs that read and write addresses themselves, piece by piece."""
+_BLOCK = 8 << 20
+
+
+@contextlib.contextmanager
+def addresses_at_hand(arguments: Sequence[str]) -> Iterator[list[str]]:
+    """A command line whose addresses are folders of this machine, for as long as it runs.
+
+    Args:
+        arguments: the words after ``recsys``; a word, or what follows ``--option=``, may be the s3://, gs:// or
+            abfs:// address of a folder or a file. What follows ``--set`` and ``--file`` is left as it is, and so is all
+            where the verb is one of :data:`OWN`.
+
+    Raises:
+        InputError: under torchrun with several ranks, which must all see the folder.
+    """
+    found = list(arguments)
+    with contextlib.ExitStack() as stack:
+        if not OWN & set(found[:4]):  # options of every verb may stand before it
+            for i, word in enumerate(found):
+                option, _, value = word.partition("=") if word.startswith("--") else ("", "", word)
+                if is_url(value) and not {option, found[i - 1] if i else ""} & {"--set", "--file"}:
+                    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                        raise InputError("several ranks need a folder that all of them see", file=value,
+                                         expected="a mounted bucket, or a path with training.mirror")
+                    here = str(stack.enter_context(at_hand(value)))
+                    found[i] = f"{option}={here}" if option else here
+        yield found
+
+
+@contextlib.contextmanager
+def at_hand(address: str, cache: Path | None = None) -> Iterator[Path]:
+    """The folder at ``address`` on this machine; what changes in it is copied back, also where the work ends badly.
+
+    A file's address gives the file, which is not copied back.
+
+    Args:
+        address: s3://, gs:// or abfs:// address of a folder.
+        cache: where copies lie; default ``RECSYS_CACHE``, else ``~/.cache/recsys``.
+
+    Raises:
+        InputError: the store cannot be read, or its copy is damaged.
+        OSError: the store does not take the result; it is whole on this machine, and the same command copies it.
+    """
+    root = cache or Path(os.environ.get("RECSYS_CACHE", Path.home() / ".cache" / "recsys"))
+    if file_size(address) is not None:
+        folder, _, name = address.rpartition("/")
+        remote = Remote(folder, root / hashlib.sha256(address.encode()).hexdigest()[:16])
+        remote.fetch(name)
+        yield remote.folder / name
+        return
+    remote = Remote(address, root / hashlib.sha256(address.rstrip("/").encode()).hexdigest()[:16])
+    remote.pull()
+    done = threading.Event()
+
+    def copy() -> None:
+        while not done.wait(EVERY):
+            try:
+                remote.push()
+            except OSError as error:
+                log.warning("%s: not copied (%s); tried again", address, _line(error))
+
+    thread = threading.Thread(target=copy, name="recsys-remote", daemon=True)
+    thread.start()
+    try:
+        yield remote.folder
+    finally:
+        done.set()
+        thread.join()
+        if remote.push():
+            log.info("copied to %s", address)
+
+
+class Remote:
+    """A folder in an object store and its copy on this machine."""
+
+    def __init__(self, address: str, folder: Path) -> None:
+        self.folder, self._address = folder, address.rstrip("/")
+        self._system, self._root = filesystem(self._address)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._known: dict[str, tuple[int, int, str]] = {}  # size, mtime and SHA-256 of what was hashed before
+        self._there: dict[str, dict[str, Any]] = {}  # files of the copy
+
+    def pull(self) -> None:
+        """Bring what is there and not here, or other there than here.
+
+        Raises:
+            InputError: the store cannot be read, or a file there is not what the index says.
+        """
+        from pyarrow import fs
+
+        try:
+            found = self._system.get_file_info(fs.FileSelector(self._root, recursive=True, allow_not_found=True))
+        except OSError as error:
+            raise InputError("the object store cannot be read", file=self._address, got=_line(error),
+                             expected="an address that may be read and written") from None
+        names = {f.path.removeprefix(self._root).lstrip("/"): f.size for f in found if f.is_file}
+        if INDEX in names:
+            self._there = json.loads(self._read(INDEX))["files"]
+            wanted: dict[str, dict[str, Any]] = self._there
+        else:  # put there by other tools
+            wanted = {n: {"bytes": size, "sha256": None} for n, size in names.items()}
+        for name, expected in wanted.items():
+            if any(part.startswith(".") for part in Path(name).parts) or Path(name).is_absolute():
+                raise InputError("a name that is not one of ours", file=f"{self._address}/{name}")
+            here = self.folder / name
+            if here.is_file() and expected["sha256"] in (None, self._hash(name)) \
+                    and here.stat().st_size == expected["bytes"]:
+                continue
+            self.fetch(name, expected["sha256"])
+        if INDEX not in names:
+            self._there = self._here()
+
+    def fetch(self, name: str, expected: str | None = None) -> None:
+        """Bring one file here.
+
+        Raises:
+            InputError: it cannot be read, or its SHA-256 is not the expected one.
+        """
+        here, digest = self.folder / name, hashlib.sha256()
+        here.parent.mkdir(parents=True, exist_ok=True)
+        partial = here.with_name(f".{here.name}.{os.getpid()}.partial")
+        try:
+            with self._open(name) as source, partial.open("wb") as target:
+                while block := source.read(_BLOCK):
+                    digest.update(block)
+                    target.write(block)
+            if expected not in (None, digest.hexdigest()):
+                raise InputError("not what its index says: damaged, or being written by another run",
+                                 file=f"{self._address}/{name}", got=digest.hexdigest(), expected=expected)
+            os.replace(partial, here)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _open(self, name: str) -> Any:
+        try:
+            return self._system.open_input_stream(f"{self._root}/{name}")
+        except OSError as error:
+            raise InputError("cannot be read", file=f"{self._address}/{name}", got=_line(error),
+                             expected="what the index lists") from None
+
+    def _read(self, name: str) -> bytes:
+        with self._open(name) as source:
+            return bytes(source.read())
+
+    def push(self) -> bool:
+        """Copy what is finished here and not there; returns whether there was anything.
+
+        Raises:
+            OSError: the store does not take it.
+        """
+        from pyarrow import fs
+
+        files = self._here()
+        if files == self._there:
+            return False
+        for name, file in files.items():
+            if self._there.get(name) != file:
+                self._put(name, (self.folder / name).read_bytes() if file["bytes"] < _BLOCK else None)
+        self._put(INDEX, (json.dumps({"files": files}, indent=1) + "\n").encode())
+        old, self._there = set(self._there) - set(files), files
+        for name in old:
+            if self._system.get_file_info(f"{self._root}/{name}").type != fs.FileType.NotFound:
+                self._system.delete_file(f"{self._root}/{name}")
+        return True
+
+    def _here(self) -> dict[str, dict[str, Any]]:
+        files: dict[str, dict[str, Any]] = {}
+        for path in sorted(self.folder.rglob("*")):
+            name = str(path.relative_to(self.folder))
+            if path.is_file() and not any(part.startswith(".") for part in Path(name).parts):
+                with contextlib.suppress(FileNotFoundError):  # a stage has just replaced its folder
+                    files[name] = {"bytes": path.stat().st_size, "sha256": self._hash(name)}
+        return files
+
+    def _put(self, name: str, data: bytes | None) -> None:
+        with open_output(self._system, f"{self._root}/{name}") as target:
+            if data is not None:
+                target.write(data)
+                return
+            with (self.folder / name).open("rb") as source:
+                while block := source.read(_BLOCK):
+                    target.write(block)
+
+    def _hash(self, name: str) -> str:
+        path = self.folder / name
+        state = path.stat()
+        known = self._known.get(name)
+        if known is None or known[:2] != (state.st_size, state.st_mtime_ns):
+            with path.open("rb") as handle:
+                known = (state.st_size, state.st_mtime_ns, hashlib.file_digest(handle, "sha256").hexdigest())
+            self._known[name] = known
+        return known[2]
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
