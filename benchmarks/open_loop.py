@@ -8,6 +8,7 @@ connections as it takes.
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -137,6 +138,8 @@ def run(host: str, port: int, requests: Sequence[bytes], rate: float, seconds: f
         load = Load()
         pool = _Pool(host, port, load)
         await pool.open(connections)
+        gc.collect()
+        gc.disable()  # its pauses would be taken for the server's
         began, tasks = time.perf_counter(), set()
         for i, at in enumerate((began + due).tolist()):
             while time.perf_counter() < at:
@@ -148,6 +151,7 @@ def run(host: str, port: int, requests: Sequence[bytes], rate: float, seconds: f
         while (pool.waiting or tasks) and time.perf_counter() < until:
             await asyncio.sleep(0)
         load.elapsed = time.perf_counter() - began
+        gc.enable()
         pool.close()
         return load
 

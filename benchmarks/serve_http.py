@@ -7,7 +7,8 @@ published as a bundle (int8 tables, bfloat16 products); requests are 64 differen
 Server and load generator are pinned to a core each; the generator is an open loop (benchmarks/open_loop.py): a latency
 counts from the moment at which a request was due.
 
-    latency    capacity (a closed loop of 8 clients), then 60 % of it, evenly spaced and as a Poisson process
+    latency    capacity (a closed loop of 8 clients), then 60 % of it, evenly spaced and as a Poisson process, in turns;
+               medians over --repeat runs
     reloads    60 % of the capacity, evenly spaced, while versions are loaded one after the other
     overload   three times the capacity: answers a second beside the capacity, what the rest gets and when
     soak       the same for --seconds: memory of the server
@@ -23,6 +24,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -111,7 +113,7 @@ def server(*command: str) -> Iterator[tuple[int, int]]:
         yield process.pid, port
     finally:
         process.terminate()
-        if process.wait(60) != 0:
+        if process.wait(60) not in (0, -signal.SIGTERM):
             print(f"the server ended with {process.returncode}", file=sys.stderr)
 
 
@@ -141,19 +143,21 @@ def memory(pid: int) -> float:
 
 
 def model_alone(model: Path, work: Path) -> dict[str, float]:
-    """Median milliseconds of the scorer on one request's rows, without HTTP, in a process on the server's core."""
+    """Milliseconds of the scorer on one request's rows as the service hands them over, alone on the server's core."""
     code = f"""
 import json, statistics, sys, time
 sys.path.insert(0, {str(HERE)!r})
 from pathlib import Path
 from serve_http import tables
 from recsys.serving import load_scorer
-scorer, requests, times = load_scorer(Path({str(model)!r})), tables(Path({str(work)!r})), []
-for table in requests * 4:
+scorer, times = load_scorer(Path({str(model)!r})), []
+blocks = [[t.select(names).to_pandas().to_numpy() for names in (scorer.dense_columns, scorer.id_columns)]
+          for t in tables(Path({str(work)!r}))]
+for dense, ids in blocks * 8:
     began = time.perf_counter()
-    scorer.score(table)
+    scorer.score_block(dense, ids)
     times.append(1000 * (time.perf_counter() - began))
-print(json.dumps({{"ms_p50": statistics.median(times[20:])}}))
+print(json.dumps({{"ms_p50": statistics.median(times[20:]), "ms_p99": statistics.quantiles(times[20:], n=100)[98]}}))
 """
     done = subprocess.run(["taskset", "-c", str(SERVER_CORE), sys.executable, "-c", code], check=True,
                           capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -168,9 +172,15 @@ def latency(model: Path, work: Path, args: argparse.Namespace) -> dict[str, Any]
     with ours(model) as (_, port):
         found["capacity"] = capacity(port, requests, args.seconds or 5)
         rate = SHARE * found["capacity"]["answered_per_second"]
-        for name, poisson in (("even", False), ("poisson", True)):
-            load = run("127.0.0.1", port, requests, rate, args.seconds or 20, poisson)
-            found[name] = {"rate": rate, **load.summary()}
+        runs: dict[str, list[dict[str, Any]]] = {"even": [], "poisson": []}
+        for turn in range(args.repeat):  # in turns, so that a busy moment does not fall on one alone
+            for name, several in runs.items():
+                load = run("127.0.0.1", port, requests, rate, args.seconds or 6, name == "poisson", seed=turn)
+                several.append(load.summary())
+    for name, several in runs.items():
+        found[name] = {"rate": rate, "runs": several, "not_answered": sum(
+            r["requests"] - r["statuses"].get("200", 0) for r in several),
+            "median_ms": {p: statistics.median(r["ms_200"][p] for r in several) for p in ("p50", "p90", "p99")}}
     return found
 
 
@@ -250,7 +260,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("work/serve_http"))
     parser.add_argument("--part", choices=PARTS, help="one of them; all if absent")
     parser.add_argument("--seconds", type=float, help="length of a run")
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--no-save", action="store_true")
     args = parser.parse_args()
     model = prepared(args.work)

@@ -12,9 +12,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import httpx
+import pyarrow.parquet as pq
 import pytest
 
 from recsys.errors import InputError
@@ -145,6 +147,31 @@ def test_workers_share_a_port_agree_on_the_version_and_are_replaced(model: Path,
         assert float(count.split()[-1]) == sum(x["route"] == "/v2/models/{model}/infer" for x in lines)
         process.send_signal(signal.SIGTERM)
         assert process.wait(40) == 0
+
+
+@pytest.mark.slow
+def test_workers_have_a_bundles_tables_in_memory_once(tmp_path: Path) -> None:
+    from recsys.config import ModelConfig, TrainingConfig
+    from recsys.serving.export import Bounds, export_bundle
+    from recsys.training.trainer import train_model
+    from tests.training.toy import toy_split, toy_table
+
+    split = toy_split(tmp_path / "split")
+    pq.write_table(toy_table(600, 7), split / "valid.parquet")
+    train_model(split, ModelConfig(embedding_dim=4, bottom=(8,), top=(16,)), TrainingConfig(epochs=1, batch_size=128),
+                tmp_path / "model")
+    export_bundle(tmp_path / "model", tmp_path / "bundle", data=split, program=False,
+                  bounds=Bounds(max_dp=0.2, mean_dp=0.1, auc=0.1))
+    with server(tmp_path / "bundle", "--workers", "2") as (process, base):
+        while len(list(workers_of(process))) < 2:
+            time.sleep(0.1)
+        httpx.post(base + "/v2/repository/models/ranker/load", headers=TOKEN, timeout=60).raise_for_status()
+        for pid in workers_of(process):  # both have loaded: the load waited for them
+            lines = iter(Path(f"/proc/{pid}/smaps").read_text().splitlines())
+            mapped = [dict(part.split(":", 1) for part in islice(lines, 20) if ":" in part)
+                      for line in lines if line.endswith("model.safetensors")]
+            assert mapped, "the file is not mapped"
+            assert all(int(m["Rss"].split()[0]) > 0 and int(m["Private_Dirty"].split()[0]) == 0 for m in mapped)
 
 
 @pytest.mark.slow
