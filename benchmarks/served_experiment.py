@@ -90,9 +90,9 @@ def serve_and_ask(work: Path, traffic: Traffic, number: int, threads: int) -> di
         "log": {"folder": str(work / f"log-{number}"), "rotate_bytes": 2_000_000}}))
     models = [f"--model={name}={work / 'models' / name}" for name in ARMS]
     server = subprocess.Popen([sys.executable, str(ROOT / "serve.py"), "http", *models, f"--ranking={file}",
-                               f"--port={port}", "--timeout=30", "--no-access-log"], stderr=subprocess.PIPE, text=True)
+                               f"--port={port}", "--timeout=600", "--no-access-log"], stderr=subprocess.PIPE, text=True)
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30.0) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600.0) as client:
             while True:
                 try:
                     if client.get("/v2/health/ready").status_code == 200:
@@ -150,7 +150,7 @@ def evaluate(work: Path, traffic: Traffic, number: int) -> dict[str, Any]:
     log = read_parquet(joined)
     policies = {arm: target_policy(work, log, arm) for arm in ARMS}
     at = {arm: log.filter(pc.equal(log["arm_id"], arm)) for arm in ARMS}
-    tested = recsys("ab", str(joined), "--arm", "arm_id", "--baseline", BASELINE, "--metric", "click/rows")
+    tested = recsys("ab", *counts.pop("ab"))  # by the rule that the service registered
     line = tested["metrics"]["click/rows"]["variants"]["full"]
     found: dict[str, Any] = {"joined": counts, "ab": {
         "true_lift": traffic.true_lift(log, policies[BASELINE], policies["full"]), "lift": line["raw"]["relative"],

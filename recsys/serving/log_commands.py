@@ -34,12 +34,16 @@ def join_feedback(
     window: Annotated[float, typer.Option(min=0, help="Hours in which an impression's events count.")] = 24.0,
     as_of: Annotated[str | None, typer.Option(help="End of the log, ISO 8601; later impressions' windows are open. "
                                                    "Default: now.")] = None,
-    experiment: Annotated[str | None, typer.Option(help="Only impressions of this experiment.")] = None,
+    experiment: Annotated[str | None, typer.Option(help="Only impressions of this experiment; say how it is judged by "
+                                                        "its registered rule.")] = None,
+    state: Annotated[Path | None, typer.Option(help="The log's state folder; default LOG/_state.")] = None,
     as_json: _Json = False,
 ) -> None:
     """Served impressions with what came of them: clicks, engagement, conversions, hides."""
     import datetime as dt
+    import shlex
 
+    from recsys.serving.arms import ab_arguments, registered_experiment
     from recsys.serving.feedback import join_feedback as run
 
     moment = None
@@ -49,6 +53,13 @@ def join_feedback(
         except ValueError:
             raise InputError("not a time", file="--as-of", got=as_of, expected="ISO 8601") from None
         moment = moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment
+    rule = None if experiment is None else registered_experiment(state or folder / "_state", experiment)
     counts = run(folder, out, window_hours=window, as_of=moment, experiment=experiment)
-    typer.echo(json.dumps(counts) if as_json else f"{out}: " + ", ".join(
-        f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items()))
+    if rule is not None:
+        counts["ab"] = ab_arguments(rule, str(out))
+    if as_json:
+        typer.echo(json.dumps(counts))
+        return
+    typer.echo(f"{out}: " + ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items() if name != "ab"))
+    if rule is not None:
+        typer.echo(f"by the registered rule: recsys ab {shlex.join(counts['ab'])}")

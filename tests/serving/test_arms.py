@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from recsys.config import ServedExperimentConfig, parse_model
 from recsys.errors import InputError, Refused
-from recsys.serving.arms import assign_arm, register_experiment
+from recsys.serving.arms import ab_arguments, assign_arm, register_experiment, registered_experiment
 
 
 def experiment(**more) -> ServedExperimentConfig:
@@ -53,3 +54,17 @@ def test_the_rule_is_written_down_once_and_another_is_refused(tmp_path):
 def test_arms_that_do_not_add_up_are_named(change, words):
     with pytest.raises(InputError, match=words):
         experiment(**change)
+
+
+def test_the_registered_rule_as_options_of_ab(tmp_path):
+    register_experiment(experiment(decision={"confidence": 0.9, "looks": 2}), tmp_path)
+    found = registered_experiment(tmp_path, "e1")
+    assert registered_experiment(tmp_path, "e2") is None
+    arguments = ab_arguments(found, "log.parquet")
+    options = dict(zip(arguments[1::2], arguments[2::2], strict=True))
+    assert float(options["--alpha"]) == pytest.approx(0.05)  # 0.1 over two looks
+    assert (options["--baseline"], options["--unit"], options["--multiplicity"]) == ("old", "user_id", "holm")
+    assert [a for a in arguments if "=" in a] == ["new=0.3", "old=0.5", "other=0.2"]
+    always = ab_arguments(experiment(decision={"peeking": "always_valid"}), "log.parquet")
+    assert ("--method", "sequential") in itertools.pairwise(always)
+    assert "0.05" in always

@@ -6,8 +6,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from recsys.config import ServedExperimentConfig, parse_model
 from recsys.contracts import IMPRESSIONS, read_parquet
 from recsys.errors import InputError
+from recsys.serving.arms import register_experiment
 from recsys.serving.feedback import FEEDBACK, feedback_batch, join_feedback
 
 HOUR = 3_600_000_000
@@ -78,3 +80,20 @@ def test_no_log_and_a_damaged_one_are_named(tmp_path, folder):
 def test_a_batch_of_events_keeps_the_contract():
     batch = feedback_batch([event("i", "click")])
     assert batch.schema.equals(FEEDBACK.schema())
+
+
+def test_the_command_says_how_the_experiment_is_judged_by_its_rule(folder):
+    from typer.testing import CliRunner
+
+    from recsys.cli import app
+
+    experiment = parse_model(ServedExperimentConfig, {
+        "id": "e", "baseline": "a", "arms": {"a": {"share": 0.5}, "b": {"share": 0.5}}}, "test")
+    register_experiment(experiment, folder / "_state")
+    run = CliRunner().invoke(app, ["join-feedback", str(folder), "--out", str(folder / "out.parquet"), "--as-of",
+                                   AS_OF.isoformat(), "--experiment", "e"])
+    assert run.exit_code == 0, run.output
+    assert "6 impressions" in run.output
+    assert f"recsys ab {folder}/out.parquet --arm arm_id --baseline a" in run.output
+    run = CliRunner().invoke(app, ["join-feedback", str(folder), "--out", "x.parquet", "--as-of", "soon"])
+    assert isinstance(run.exception, InputError)
