@@ -66,6 +66,7 @@ class RetrieveConfig(Strict):
     index: Path | None = Field(None, description="index over content vectors (recsys index): candidates near to the "
                                                  "user's history; default: all eligible ads, highest bids first")
     content: Path | None = Field(None, description="content store the index was made of (recsys embed)")
+    towers: Path | None = Field(None, description="a two-tower retriever's folder (EXPERIMENT/retrievers/NAME), instead")
     history: str = Field("history", description="user feature that lists the ads a user engaged with, latest last")
     latest: int = Field(20, ge=1, description="ads of the history that count")
 
@@ -73,6 +74,8 @@ class RetrieveConfig(Strict):
     def _both(self) -> RetrieveConfig:
         if (self.index is None) != (self.content is None):
             raise ValueError("index and content belong together")
+        if self.towers is not None and self.index is not None:
+            raise ValueError("either towers, or index and content")
         return self
 
 

@@ -70,7 +70,7 @@ class CandidateSource:
         self.users: UserStore | None = None if config.users is None else open_users(config.users)
         self._seen = _signature(config.ads)
         self.inventory = self._read_ads(None)
-        self._retriever = retriever or _history_retriever(config, self.inventory.ads)
+        self._retriever = retriever or _retriever(config, self.inventory.ads)
         self._checked: dict[int, tuple[ScorerLike, list[tuple[str, str]]]] = {}
 
     def refresh(self) -> bool:
@@ -199,8 +199,12 @@ def _signature(path: Path) -> tuple[int, ...] | None:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _history_retriever(config: RankingConfig, ads: AdTable) -> Retriever | None:
+def _retriever(config: RankingConfig, ads: AdTable) -> Retriever | None:
     r = config.retrieve
+    if r.towers is not None:
+        from recsys.serving.two_tower import TwoTowerRetriever
+
+        return TwoTowerRetriever.load(r.towers)
     if r.index is None or r.content is None:
         return None
     from recsys.content.vectors import for_ads, load_vectors

@@ -4,14 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from recsys.config import IndexConfig
+from recsys.config import IndexConfig, RankingConfig, parse_model
 from recsys.errors import InputError
 from recsys.models.towers import load_towers
 from recsys.retrieval.live import LiveIndex
 from recsys.retrieval.retriever import Query
+from recsys.serving.candidates import CandidateSource
+from recsys.serving.counts import Counts
+from recsys.serving.rank_requests import parse_rank
 from recsys.serving.two_tower import TwoTowerRetriever, publish_ads
 from recsys.training.towers import train_towers
 from tests.training.test_towers import CONFIG
@@ -70,3 +74,18 @@ def test_an_index_of_other_towers_is_refused(folder: Path, tmp_path: Path) -> No
     build_index(ContentVectors(["a", "b"], np.eye(2, 8, dtype=np.float32), {}), tmp_path / "index")
     with pytest.raises(InputError, match="made by another model"):
         TwoTowerRetriever(load_towers(folder / "model"), LiveIndex(tmp_path / "index"))
+
+
+def test_the_ranking_service_takes_its_candidates_from_it(folder: Path, tmp_path: Path) -> None:
+    ids = toy_content()[0]
+    pq.write_table(pa.table({"ad_id": ids, "language": ["en" if i % 2 else "de" for i in range(len(ids))],
+                             "bid": [1.0] * len(ids)}), tmp_path / "ads.parquet")
+    made = CandidateSource(parse_model(RankingConfig, {
+        "ads": tmp_path / "ads.parquet", "context": {"price": "number"}, "filters": ["language=en"],
+        "retrieve": {"towers": folder}}, "test"), Counts())
+    request = parse_rank({"surface": "feed", "k": 1, "user_id": "nobody", "context": {"price": 1.0}},
+                         {"price": "number"}, 3)
+    rows, source, _ = made.candidates(made.inventory.ads, request, made.side(request)[0], 8)
+    found = TwoTowerRetriever.load(folder).retrieve(Query("nobody", {"price": 1.0}, "feed"), 8, "language=en")
+    assert source == "two_tower"
+    assert sorted(ids[row] for row in rows) == sorted(found.ad_ids)
