@@ -66,7 +66,7 @@ class RetrieveConfig(Strict):
     index: Path | None = Field(None, description="index over content vectors (recsys index): candidates near to the "
                                                  "user's history; default: all eligible ads, highest bids first")
     content: Path | None = Field(None, description="content store the index was made of (recsys embed)")
-    towers: Path | None = Field(None, description="a two-tower retriever's folder (EXPERIMENT/retrievers/NAME), instead")
+    towers: Path | None = Field(None, description="instead: a two-tower retriever, EXPERIMENT/retrievers/NAME")
     history: str = Field("history", description="user feature that lists the ads a user engaged with, latest last")
     latest: int = Field(20, ge=1, description="ads of the history that count")
 
