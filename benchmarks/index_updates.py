@@ -1,6 +1,7 @@
 """100,000 upserts and deletes while 4 readers search, and a publisher killed 20 times.
 
-    python benchmarks/index_updates.py
+    python benchmarks/index_updates.py                      # --part updates or --part kill: one of the two; the result
+                                                            # of the other is kept
 
 Writer: batches of upserts (new ads, and ads that move to a new vector) and deletes, with a compaction half way. Each
 answer is checked: an id that was deleted before the search began, or that never was, is wrong; so is one whose score is
@@ -12,6 +13,7 @@ time and be the last version that was announced, or the one after it.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -153,12 +155,18 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=100_000)
     parser.add_argument("--changes", type=int, default=100_000)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--part", choices=("updates", "kill", "both"), default="both")
     arguments = parser.parse_args()
+    before, results = common.RESULTS / "index_updates.json", {}
+    if arguments.part != "both" and before.is_file():
+        results = {k: v for k, v in json.loads(before.read_text()).items() if k in ("updates", "kill")}
     with tempfile.TemporaryDirectory() as folder:
-        results = {"kill": kills(Path(folder) / "killed", arguments.kills)}
-        print(results, flush=True)
-        results["updates"] = updates(Path(folder) / "live", arguments.n, arguments.changes)
-        print(results["updates"], flush=True)
+        if arguments.part != "updates":
+            results["kill"] = kills(Path(folder) / "killed", arguments.kills)
+            print(results["kill"], flush=True)
+        if arguments.part != "kill":
+            results["updates"] = updates(Path(folder) / "live", arguments.n, arguments.changes)
+            print(results["updates"], flush=True)
     common.save("index_updates", {"load_average": os.getloadavg(), **results})
 
 

@@ -202,8 +202,18 @@ class Engine:
         return params
 
 
-def recall(unit: np.ndarray, queries: np.ndarray, found: np.ndarray, k: int, allowed: Allowed | None = None
-           ) -> np.ndarray:
+def kth_best(unit: np.ndarray, queries: np.ndarray, k: int, allowed: Allowed | None = None) -> np.ndarray:
+    """Inner product of each query with its exact ``k``-th nearest, float32 [q]; arguments as of :func:`recall`."""
+    import faiss
+
+    base = unit if allowed is None else unit[allowed.rows]
+    exact, _ = faiss.knn(np.ascontiguousarray(queries), np.ascontiguousarray(base), min(k, len(base)),
+                         metric=faiss.METRIC_INNER_PRODUCT)
+    return np.asarray(exact[:, -1])
+
+
+def recall(unit: np.ndarray, queries: np.ndarray, found: np.ndarray, k: int, allowed: Allowed | None = None,
+           least: np.ndarray | None = None) -> np.ndarray:
     """Share of the exact ``k`` nearest that was found, per query: float64 [q].
 
     A row that ties with the k-th exact score counts as found, so that duplicates do not look like misses.
@@ -214,18 +224,15 @@ def recall(unit: np.ndarray, queries: np.ndarray, found: np.ndarray, k: int, all
         found: int64 [q, k], rows; -1 for none.
         k: neighbours.
         allowed: the filter under which they were searched.
+        least: what :func:`kth_best` gives, where it is known already: it is a flat search of everything.
     """
-    import faiss
-
-    base = unit if allowed is None else unit[allowed.rows]
-    k = min(k, len(base))
-    exact, _ = faiss.knn(np.ascontiguousarray(queries), np.ascontiguousarray(base), k,
-                         metric=faiss.METRIC_INNER_PRODUCT)
+    k = min(k, len(unit) if allowed is None else allowed.count)
+    least = kth_best(unit, queries, k, allowed) if least is None else least
     hits = np.empty(len(queries))
     for at, row in enumerate(found):
         rows = np.unique(row[row >= 0])
         rows = rows if allowed is None else rows[allowed.mask[rows]]
-        hits[at] = np.count_nonzero(unit[rows] @ queries[at] >= exact[at, -1] - TIE)
+        hits[at] = np.count_nonzero(unit[rows] @ queries[at] >= least[at] - TIE)
     return np.minimum(hits, k) / k
 
 
@@ -250,9 +257,10 @@ def tune(engine: Engine, unit: np.ndarray, config: IndexConfig, queries: np.ndar
     sample = np.random.default_rng(0).permutation(len(asked))[: 2 * config.queries]
     chosen, held = (asked[sample[: len(sample) // 2]], asked[sample[len(sample) // 2:]])
     k = min(config.k, engine.n)
+    least = kth_best(unit, chosen, k) if engine.ivf is not None and len(chosen) else None
 
     def reached(nprobe: int) -> float:
-        shares = recall(unit, chosen, engine.nearest(chosen, k, nprobe=nprobe)[0], k)
+        shares = recall(unit, chosen, engine.nearest(chosen, k, nprobe=nprobe)[0], k, least=least)
         return float(shares.mean() - 1.645 * shares.std() / math.sqrt(len(shares)))
 
     nprobe = 1

@@ -189,8 +189,9 @@ class Index:
 
         engine = Engine(faiss.read_index(str(version / _INDEX)), manifest["facts"]["nprobe"])
         _ = engine.reads  # made here, not under the first filter: a search must not change what others are searching
-        return cls(open_parquet(version / _ADS).read().combine_chunks(), CorpusTransform.load(version / _TRANSFORM),
-                   manifest, version, engine)
+        ads = open_parquet(version / _ADS).read().combine_chunks()
+        pa.default_memory_pool().release_unused()  # what reading took: 20 bytes an ad that nothing would use again
+        return cls(ads, CorpusTransform.load(version / _TRANSFORM), manifest, version, engine)
 
     def __len__(self) -> int:
         return self.engine.n

@@ -52,11 +52,12 @@ class Snapshot:
         rows, scores = self.main.engine.nearest(unit, k, allowed)
         ids = self.main.names(rows)
         if len(late):
-            more = unit @ self.delta[late].T
-            top = np.argsort(-more, axis=1, kind="stable")[:, :k] if k < len(late) else np.tile(
+            # Of a long delta only what is found is touched: its other names and vectors are neither copied nor sorted.
+            more = (unit @ self.delta.T)[:, late]
+            top = np.argpartition(-more, k - 1, axis=1)[:, :k] if k < len(late) else np.tile(
                 np.arange(len(late)), (len(unit), 1))
-            names = np.array(self.ads["ad_id"].take(pa.array(late)).to_pylist(), object)
-            ids = np.concatenate([ids, names[top]], axis=1)
+            names = self.ads["ad_id"].take(pa.array(late[top].ravel())).to_numpy(zero_copy_only=False)
+            ids = np.concatenate([ids, names.reshape(top.shape)], axis=1)
             scores = np.concatenate([scores, np.take_along_axis(more, top, 1)], axis=1)
             best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
             ids, scores = np.take_along_axis(ids, best, 1), np.take_along_axis(scores, best, 1)

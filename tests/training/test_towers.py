@@ -86,6 +86,7 @@ def test_a_new_ad_lies_where_its_content_says(split: Path, tmp_path: Path) -> No
     assert (towers.model.frequency.hits > 0).sum() > 20
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_towers(split: Path, model: Path, tmp_path: Path) -> None:
     import json
 
