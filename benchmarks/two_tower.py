@@ -3,7 +3,7 @@
     python benchmarks/two_tower.py [--seeds 3]
 
 Simulated marketplaces as the demo's, split by time: among all ads, is the ad that a test user clicked among the k that
-the retriever puts first? Also for the ads without a click in training alone. Settings of the retriever are the defaults.
+the retriever puts first? And of the ads without a click in training alone. The retriever has its default settings.
 """
 
 from __future__ import annotations
