@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 from recsys.kernels.dispatch import interpreted
-from recsys.kernels.on_triton.common import power_of_2
+from recsys.kernels.on_triton.common import on_its_device, power_of_2
 
 _BLOCK = 64 if interpreted() else 1024
 
@@ -39,6 +39,7 @@ def _forward(logits, trials, successes, weight, slope, histogram, parts, B, H, l
         tl.atomic_add(cell + 1, t - s, mask=mask & (t != s), sem="relaxed")
 
 
+@on_its_device
 def forward(logits: torch.Tensor, trials: torch.Tensor, successes: torch.Tensor, weight: torch.Tensor, bins: int,
             reach: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Slopes float32 [B, H], sums float32 [H, 4] and histogram float32 [H, bins, 2]."""

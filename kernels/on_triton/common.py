@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
+import torch
 import triton
 import triton.language as tl
 from recsys.kernels.dispatch import interpreted
@@ -20,6 +22,20 @@ def matmul(a, b):
         a = a.to(tl.float32)
         b = b.to(tl.float32)
     return tl.dot(a, b, input_precision="ieee")
+
+
+T = TypeVar("T")
+
+
+def on_its_device(launch: Callable[..., T]) -> Callable[..., T]:
+    """Launch where the first tensor is, whichever GPU is the process's current one."""
+
+    @wraps(launch)
+    def run(first: torch.Tensor, *rest: Any) -> T:
+        with torch.cuda.device_of(first):
+            return launch(first, *rest)
+
+    return run
 
 
 def autotuned(configs: list[triton.Config], key: list[str]) -> Callable[[Any], Any]:

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from recsys.kernels.on_triton.common import autotuned, matmul
+from recsys.kernels.on_triton.common import autotuned, matmul, on_its_device
 
 _CONFIGS = [
     triton.Config({"BM": m, "BN": n, "BK": k, "GROUP": 8}, num_warps=w, num_stages=s)
-    for m, n, k, w, s in ((64, 64, 32, 4, 3), (128, 64, 64, 4, 3), (128, 128, 32, 4, 4), (128, 128, 64, 8, 3),
-                          (64, 128, 64, 4, 4), (128, 256, 64, 8, 3), (256, 128, 64, 8, 3))
+    for m, n, k, w, s in ((64, 64, 32, 4, 3), (128, 64, 64, 4, 3), (128, 128, 64, 8, 3), (64, 128, 64, 4, 4),
+                          (64, 128, 64, 8, 3), (128, 64, 64, 8, 3))  # larger tiles spill (benchmarks/gpu/compile.py)
 ]
 
 
@@ -28,16 +28,16 @@ def _places(B, W, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr):
 
 
 @triton.jit
-def _up(h, weight, bias, m, n, B, W, R: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
-    # Tile of h weight^T + bias, float32; m is int64: B R and B W may exceed 2^31
+def _up(h, weight, bias, rows, columns, m, n, R: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    # Tile of h weight^T + bias, float32; all three point at the tile, of which rows and columns are there
     k = tl.arange(0, BK)
     total = tl.zeros((BM, BN), tl.float32)
     for start in range(0, R, BK):
         at = start + k
-        a = tl.load(h + m[:, None] * R + at[None, :], mask=(m < B)[:, None] & (at < R)[None, :], other=0.0)
-        b = tl.load(weight + n[None, :] * R + at[:, None], mask=(n < W)[None, :] & (at < R)[:, None], other=0.0)
+        a = tl.load(h + m[:, None] * R + at[None, :], mask=(m < rows)[:, None] & (at < R)[None, :], other=0.0)
+        b = tl.load(weight + n[None, :] * R + at[:, None], mask=(n < columns)[None, :] & (at < R)[:, None], other=0.0)
         total += matmul(a, b)
-    return total + tl.load(bias + n, mask=n < W, other=0.0).to(tl.float32)[None, :]
+    return total + tl.load(bias + n, mask=n < columns, other=0.0).to(tl.float32)[None, :]
 
 
 @autotuned(_CONFIGS, key=["W", "R"])
@@ -45,13 +45,16 @@ def _up(h, weight, bias, m, n, B, W, R: tl.constexpr, BM: tl.constexpr, BN: tl.c
 def _forward(x0, x, h, weight, bias, out, B, W, R: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
              BK: tl.constexpr, GROUP: tl.constexpr):
     row, column = _places(B, W, BM, BN, GROUP)
-    m = row.to(tl.int64) * BM + tl.arange(0, BM)
-    n = column.to(tl.int64) * BN + tl.arange(0, BN)
-    up = _up(h, weight, bias, m, n, B, W, R, BM, BN, BK)
-    at, mask = m[:, None] * W + n[None, :], (m < B)[:, None] & (n < W)[None, :]
-    first = tl.load(x0 + at, mask=mask, other=0.0).to(tl.float32)
-    found = first * up + tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out + at, found.to(out.dtype.element_ty), mask=mask)
+    # Where the tile starts is int64, as B W may exceed 2^31; places in it are int32, which take half the registers.
+    row_start, column_start = row.to(tl.int64) * BM, column.to(tl.int64) * BN
+    corner = row_start * W + column_start
+    rows, columns = B - row * BM, W - column * BN
+    m, n = tl.arange(0, BM), tl.arange(0, BN)
+    up = _up(h + row_start * R, weight + column_start * R, bias + column_start, rows, columns, m, n, R, BM, BN, BK)
+    at, mask = m[:, None] * W + n[None, :], (m < rows)[:, None] & (n < columns)[None, :]
+    first = tl.load(x0 + corner + at, mask=mask, other=0.0).to(tl.float32)
+    found = first * up + tl.load(x + corner + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + corner + at, found.to(out.dtype.element_ty), mask=mask)
 
 
 @autotuned(_CONFIGS, key=["W", "R"])
@@ -59,25 +62,30 @@ def _forward(x0, x, h, weight, bias, out, B, W, R: tl.constexpr, BM: tl.constexp
 def _backward(grad, x0, h, weight, bias, d_x0, d_up, d_bias, B, W, R: tl.constexpr, BM: tl.constexpr,
               BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr):
     row, column = _places(B, W, BM, BN, GROUP)
-    m = row.to(tl.int64) * BM + tl.arange(0, BM)
-    n = column.to(tl.int64) * BN + tl.arange(0, BN)
-    up = _up(h, weight, bias, m, n, B, W, R, BM, BN, BK)
-    at, mask = m[:, None] * W + n[None, :], (m < B)[:, None] & (n < W)[None, :]
-    g = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)
-    tl.store(d_x0 + at, (g * up).to(d_x0.dtype.element_ty), mask=mask)
-    change = g * tl.load(x0 + at, mask=mask, other=0.0).to(tl.float32)
-    tl.store(d_up + at, change.to(d_up.dtype.element_ty), mask=mask)
+    # Where the tile starts is int64, as B W may exceed 2^31; places in it are int32, which take half the registers.
+    row_start, column_start = row.to(tl.int64) * BM, column.to(tl.int64) * BN
+    corner = row_start * W + column_start
+    rows, columns = B - row * BM, W - column * BN
+    m, n = tl.arange(0, BM), tl.arange(0, BN)
+    up = _up(h + row_start * R, weight + column_start * R, bias + column_start, rows, columns, m, n, R, BM, BN, BK)
+    at, mask = m[:, None] * W + n[None, :], (m < rows)[:, None] & (n < columns)[None, :]
+    g = tl.load(grad + corner + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(d_x0 + corner + at, (g * up).to(d_x0.dtype.element_ty), mask=mask)
+    change = g * tl.load(x0 + corner + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(d_up + corner + at, change.to(d_up.dtype.element_ty), mask=mask)
     # One program has this column of this block of rows: sums without atomics, the same in every run.
     for half in tl.static_range(BM // 64):
         part = tl.where((tl.arange(0, BM) // 64 == half)[:, None], change, 0.0)
         block = row.to(tl.int64) * (BM // 64) + half
-        tl.store(d_bias + block * W + n, tl.sum(part, axis=0), mask=(n < W) & (block < tl.cdiv(B, 64)))
+        tl.store(d_bias + block * W + column_start + n, tl.sum(part, axis=0),
+                 mask=(n < columns) & (block < tl.cdiv(B, 64)))
 
 
 def _grid(batch: int, width: int) -> Any:
     return lambda tuned: (triton.cdiv(batch, tuned["BM"]) * triton.cdiv(width, tuned["BN"]),)
 
 
+@on_its_device
 def forward(x0: torch.Tensor, x: torch.Tensor, h: torch.Tensor, weight: torch.Tensor,
             bias: torch.Tensor) -> torch.Tensor:
     """x0 * (h weight^T + bias) + x, [B, W]."""
@@ -88,6 +96,7 @@ def forward(x0: torch.Tensor, x: torch.Tensor, h: torch.Tensor, weight: torch.Te
     return out
 
 
+@on_its_device
 def backward(grad: torch.Tensor, x0: torch.Tensor, h: torch.Tensor, weight: torch.Tensor,
              bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of x0, of h weight^T + bias (both [B, W]) and of bias."""

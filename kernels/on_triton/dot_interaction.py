@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from recsys.kernels.on_triton.common import autotuned, matmul, power_of_2
+from recsys.kernels.on_triton.common import autotuned, matmul, on_its_device, power_of_2
 
 # The work of a program is small (27 x 128 numbers): few warps each, many programs in flight to hide the loads.
 _CONFIGS = [triton.Config({}, num_warps=w, num_stages=s) for w, s in ((2, 1), (1, 1), (4, 1), (1, 2), (2, 2), (8, 1))]
@@ -88,6 +88,7 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
 
 
+@on_its_device
 def forward(x: torch.Tensor, first: int, last: int) -> torch.Tensor:
     """[B, F, D] -> [B, (last - first) D + F (F - 1) / 2]."""
     batch, features, dim = x.shape
@@ -98,6 +99,7 @@ def forward(x: torch.Tensor, first: int, last: int) -> torch.Tensor:
     return out
 
 
+@on_its_device
 def backward(grad: torch.Tensor, x: torch.Tensor, first: int, last: int) -> torch.Tensor:
     """The gradient of x, [B, F, D]."""
     batch, features, dim = x.shape

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from recsys.kernels.on_triton.common import autotuned, matmul, power_of_2
+from recsys.kernels.on_triton.common import autotuned, matmul, on_its_device, power_of_2
 from recsys.kernels.on_triton.dot_interaction import pair_column
 
 _CONFIGS = [triton.Config({}, num_warps=w, num_stages=1) for w in (2, 1, 4, 8)]
@@ -36,6 +36,7 @@ def _forward(tables, ids, first_row, dense, out, B, width, F: tl.constexpr, D: t
     tl.store(out + D + column, products.to(out.dtype.element_ty), mask=there)
 
 
+@on_its_device
 def forward(tables: torch.Tensor, ids: torch.Tensor, first_row: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
     """[B, D + F (F - 1) / 2] of F - 1 features and the dense vector."""
     tables, ids, first_row, dense = (t.contiguous() for t in (tables, ids, first_row, dense))

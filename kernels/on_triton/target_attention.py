@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from recsys.kernels.on_triton.common import autotuned, matmul, power_of_2
+from recsys.kernels.on_triton.common import autotuned, matmul, on_its_device, power_of_2
 
 _FORWARD = [triton.Config({"BL": n}, num_warps=w, num_stages=2)
             for n, w in ((16, 2), (16, 4), (32, 2), (32, 4), (64, 4), (64, 8))]
@@ -42,16 +42,18 @@ def _forward(base, query, keys, values, w_key, w_product, w_out, starts, lengths
     mass = 0.0
     pooled = tl.zeros((BV,), tl.float32)
     for first in range(0, length, BL):
-        at = start + first + ell
+        begin = start + first  # int64, as all items' numbers may exceed 2^31; places in the block are int32
         here = first + ell < length
-        key = tl.load(keys + at[:, None] * DK + k[None, :], mask=here[:, None] & (k < DK)[None, :], other=0.0)
+        key = tl.load(keys + begin * DK + ell[:, None] * DK + k[None, :], mask=here[:, None] & (k < DK)[None, :],
+                      other=0.0)
         hidden = tl.maximum(matmul(key, tl.trans(weights).to(key.dtype)) + from_query[None, :], 0.0)
         score = tl.sum(hidden * last[None, :], axis=1)
-        tl.store(scores + at, score, mask=here)
+        tl.store(scores + begin + ell, score, mask=here)
         score = tl.where(here, score, float("-inf"))
         new = tl.maximum(largest, tl.max(score, axis=0))
         scale, part = tl.exp(largest - new), tl.exp(score - new)
-        value = tl.load(values + at[:, None] * DV + v[None, :], mask=here[:, None] & (v < DV)[None, :], other=0.0)
+        value = tl.load(values + begin * DV + ell[:, None] * DV + v[None, :],
+                        mask=here[:, None] & (v < DV)[None, :], other=0.0)
         pooled = pooled * scale + tl.sum(part[:, None] * value.to(tl.float32), axis=0)
         mass = mass * scale + tl.sum(part, axis=0)
         largest = new
@@ -81,21 +83,22 @@ def _backward(grad, out, base, query, keys, values, w_key, w_product, w_out, sta
         own = tl.zeros((BH, BK), tl.float32)
         own_base = tl.zeros((BH,), tl.float32)
         for first in range(0, length, BL):
-            at = start + first + ell
+            begin = start + first
             here = first + ell < length
+            key_at, value_at = ell[:, None] * DK + k[None, :], ell[:, None] * DV + v[None, :]
             key_mask, value_mask = here[:, None] & (k < DK)[None, :], here[:, None] & (v < DV)[None, :]
-            key = tl.load(keys + at[:, None] * DK + k[None, :], mask=key_mask, other=0.0)
-            value = tl.load(values + at[:, None] * DV + v[None, :], mask=value_mask, other=0.0).to(tl.float32)
-            part = tl.where(here, tl.exp(tl.load(scores + at, mask=here, other=0.0) - log_mass), 0.0)
+            key = tl.load(keys + begin * DK + key_at, mask=key_mask, other=0.0)
+            value = tl.load(values + begin * DV + value_at, mask=value_mask, other=0.0).to(tl.float32)
+            part = tl.where(here, tl.exp(tl.load(scores + begin + ell, mask=here, other=0.0) - log_mass), 0.0)
             d_value = (part[:, None] * g[None, :]).to(d_values.dtype.element_ty)
-            tl.store(d_values + at[:, None] * DV + v[None, :], d_value, mask=value_mask)
+            tl.store(d_values + begin * DV + value_at, d_value, mask=value_mask)
             d_score = part * (tl.sum(value * g[None, :], axis=1) - mean)
             hidden = matmul(key, tl.trans(weights).to(key.dtype)) + from_query[None, :]
             d_hidden = tl.where(hidden > 0, d_score[:, None] * last[None, :], 0.0)
             sum_last += tl.sum(d_score[:, None] * tl.maximum(hidden, 0.0), axis=0)
             own_base += tl.sum(d_hidden, axis=0)
             low = d_hidden.to(key.dtype)
-            tl.store(d_keys + at[:, None] * DK + k[None, :],
+            tl.store(d_keys + begin * DK + key_at,
                      matmul(low, weights.to(key.dtype)).to(d_keys.dtype.element_ty), mask=key_mask)
             own += matmul(tl.trans(low), key)
         tl.store(d_base + b * H + h, own_base.to(d_base.dtype.element_ty), mask=h < H)
@@ -115,6 +118,7 @@ def _sizes(base: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> dict
     return found | {"BH": power_of_2(found["H"], 16), "BK": power_of_2(found["DK"], 16), "BV": power_of_2(found["DV"])}
 
 
+@on_its_device
 def forward(base: torch.Tensor, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, w_key: torch.Tensor,
             w_product: torch.Tensor, w_out: torch.Tensor, starts: torch.Tensor,
             lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -129,6 +133,7 @@ def forward(base: torch.Tensor, query: torch.Tensor, keys: torch.Tensor, values:
     return out, scores, total
 
 
+@on_its_device
 def backward(grad: torch.Tensor, out: torch.Tensor, base: torch.Tensor, query: torch.Tensor, keys: torch.Tensor,
              values: torch.Tensor, w_key: torch.Tensor, w_product: torch.Tensor, w_out: torch.Tensor,
              starts: torch.Tensor, lengths: torch.Tensor, scores: torch.Tensor,

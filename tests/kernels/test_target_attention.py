@@ -24,7 +24,7 @@ def _inputs(batch: int, items: int, dim: int, width: int, hidden: int, dtype: to
 
 @given(lengths=st.lists(st.integers(0, 40), max_size=4), dim=st.integers(1, 20), width=st.integers(1, 20),
        hidden=st.integers(1, 20), gap=st.integers(0, 2), dtype=dtypes, contiguous=st.booleans())
-@settings(max_examples=20)
+@settings(max_examples=8)
 def test_forward_and_gradients_equal_the_oracles(lengths: list[int], dim: int, width: int, hidden: int, gap: int,
                                                  dtype: torch.dtype, contiguous: bool) -> None:
     starts, long, longest, items = _history(lengths, gap)

@@ -155,10 +155,11 @@ def test_values_are_finite_under_bfloat16() -> None:
 
 
 @pytest.mark.parametrize("dim", [None, 3])
-@pytest.mark.parametrize("hidden", [(8,), (8, 4)])
-def test_kernels_change_no_result(dim: int | None, hidden: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("hidden", [(8,), (8, 4), ()])
+@pytest.mark.parametrize("kernels", ["auto", "triton"])
+def test_kernels_change_no_result(dim: int | None, hidden: tuple[int, ...], kernels: str) -> None:
     r = torch.Generator().manual_seed(0)
-    plain, fused = TargetAttention(5, hidden, dim), TargetAttention(5, hidden, dim, "triton")
+    plain, fused = TargetAttention(5, hidden, dim, "reference"), TargetAttention(5, hidden, dim, kernels)
     _stir(torch.nn.ModuleDict({"attention": plain}))
     fused.load_state_dict(plain.state_dict())
     ad, wide = torch.randn(3, 5, generator=r), torch.randn(3, 6, 5, generator=r)
