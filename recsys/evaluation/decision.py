@@ -32,6 +32,7 @@ from statistics import NormalDist
 from typing import Any, Literal
 
 from recsys.config import ExperimentConfig
+from recsys.evaluation.names import name_of
 from recsys.evaluation.sequential import always_valid_multiplier, always_valid_p
 from recsys.stage import sha256_json
 
@@ -233,7 +234,8 @@ def _why(goal: Goal, guards: Mapping[str, Mapping[str, Any]], healthy: bool, tes
         parts.append(f"a lift {100 * detectable:.1f} points away from it would be found in {POWER:.0%} of such logs")
     for status, text in (("harmed", "beyond its tolerated harm"), ("unclear", "not shown to be within its tolerated "
                                                                               "harm")):
-        hit = [m + (f" ({g['note']})" if g.get("note") else "") for m, g in guards.items() if g["status"] == status]
+        hit = [name_of(m) + (f" ({g['note']})" if g.get("note") else "") for m, g in guards.items()
+               if g["status"] == status]
         if hit:
             parts.append(f"{', '.join(hit)}: {text}")
     if guards and all(g["status"] == "kept" for g in guards.values()):

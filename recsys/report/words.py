@@ -9,17 +9,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from recsys.evaluation.names import name_of as name_of
 from recsys.evaluation.threats import UNITS
 
 _THIN = "\u202f"  # narrow no-break space: a number never parts from its unit
 _MINUS = "\u2212"
 
-GOALS = {"cost_per_click": "advertisers' cost per click", "latency_ms": "scoring time per request",
-         "cost_per_action": "advertisers' cost per action", "diversity": "diversity (effective number of ads)",
-         "fill": "fill at the reserve", "surplus_per_mille": "advertisers' surplus per thousand",
-         "welfare_per_mille": "advertisers' value per thousand", "ctr": "click-through rate",
-         "engagement": "engaged clicks", "revenue_per_mille": "ad revenue per thousand",
-         "conversion": "conversion rate", "hide": "hide rate", "dwell_ms": "dwell time"}
 METHODS = {"offpolicy": "off-policy estimation from logged propensities", "randomized": "randomised test",
            "experiment": "randomised experiment"}
 INTERVALS = {"betting": "betting intervals", "welch": "Welch's t", "el": "empirical likelihood", "t": "Student t",
@@ -34,11 +29,6 @@ DECISIONS = {"Ship": ("▲", "better"), "Roll back": ("▼", "worse"), "Review":
 """Verdict of the decision rule -> sign, and the class that colours it; the words stand beside it."""
 GUARDS = {"kept": "✓ kept", "harmed": "✗ harmed", "unclear": "? unclear"}
 _READINGS = {"better": ("▲", "better"), "worse": ("▼", "worse"), "inconclusive": ("◆", "inconclusive")}
-
-
-def name_of(metric: str, table: Mapping[str, str] = GOALS) -> str:
-    """A metric's key in words."""
-    return table.get(metric, metric.replace("_", " "))
 
 
 def _finite(value: Any) -> bool:

@@ -116,7 +116,7 @@ def test_guardrails_decide_between_ship_review_and_roll_back() -> None:
         assert "hide" in made["why"]["a"] or verdict == "Ship"
     missing = decide(report(), good, rule)
     assert missing["verdict"]["a"] == "Review"
-    assert "hide (not measured)" in missing["why"]["a"]
+    assert "hide rate (not measured)" in missing["why"]["a"]
     slow = report(hide={"lift": interval(0, -.01, .01)})
     slow["arms"]["a"]["latency_ms"] = 11.0
     assert decide(slow, good, rule)["verdict"]["a"] == "Roll back"
@@ -131,6 +131,13 @@ def test_bad_health_and_weak_evidence_ship_nothing() -> None:
     assert made["detectable_lift"]["a"] is None
     sick = decide(report(healthy=False), {"a": GoalTest(0.05, 0.01, 1e-6, 5000, "confirmatory")}, ruled())
     assert sick["verdict"]["a"] == "Review"
+
+
+def test_reasons_name_guardrails_in_words() -> None:
+    rule = ruled(guardrails=[{"metric": "revenue_per_mille", "better": "higher", "tolerated": 0.02}])
+    why = decide(report(), {"a": GoalTest(0.05, 0.01, 1e-6, 5000, "confirmatory")}, rule)["why"]["a"]
+    assert "ad revenue per thousand (not measured)" in why
+    assert "revenue_per_mille" not in why
 
 
 def test_words_never_claim_proof() -> None:
