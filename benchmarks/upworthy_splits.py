@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -21,7 +22,7 @@ import pyarrow as pa
 from common import save
 from scipy.stats import t
 
-from recsys.config import load_config
+from recsys.config import ModelConfig, load_config
 from recsys.content import block_widths, embed_texts, joined_for_ads
 from recsys.contracts import IMPRESSIONS, read_parquet
 from recsys.datasets.prepare import prepare
@@ -30,28 +31,20 @@ from recsys.models.ridge import fit_ridge
 from recsys.stage import sha256_json, write_json
 from recsys.training.ridge import training_rows
 
-# Beside the shipped arms: what they were before, one layer and a linear ridge.
-BEFORE = [
-    "encoders.minilm_one={kind: sentence, model: minilm, dtype: float32, layer: 4}",
-    "encoders.smollm2_one={kind: llama, model: smollm2-135m, layer: 15, batch_tokens: 512}",
-    "arms.minilm_one={content: minilm_one}", "arms.smollm2_one={content: smollm2_one}",
-]
-
 
 @dataclass(frozen=True)
 class Arm:
-    """Content vectors of the ads, the blocks they are made of, and the kernels that are tried."""
+    """Content vectors of the ads and the blocks that they are made of."""
 
     ids: list[str]
     vectors: np.ndarray
     widths: tuple[int, ...]
-    gammas: tuple[float, ...]
 
 
-def lift(table: pa.Table, arm: Arm, held: np.ndarray, penalties: tuple[float, ...]) -> tuple[float, str]:
+def lift(table: pa.Table, arm: Arm, held: np.ndarray, model: ModelConfig) -> tuple[float, str]:
     """Relative lift of an arm's picks over the uniform choice on the held-out rows, and what it chose in training."""
     x, outcomes, story, _ = training_rows(table.filter(pa.array(~held)), arm.ids, arm.vectors)
-    ridge = fit_ridge(x, outcomes, story, penalties, widths=arm.widths, gammas=arm.gammas)
+    ridge = fit_ridge(x, outcomes, story, model.penalties, widths=arm.widths, gammas=model.gammas)
     test, at = table.filter(pa.array(held)), {ad: row for row, ad in enumerate(arm.ids)}
     tests = read_tests(test, "group_id")
     scores = ridge.score(arm.vectors[[at[ad] for ad in test["ad_id"].to_pylist()]])
@@ -65,8 +58,9 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--test-share", type=float, default=0.25)
     parser.add_argument("--set", action="append", default=[], help="override of experiments/upworthy.yaml")
+    parser.add_argument("--jobs", type=int, default=1, help="arms that are fitted at a time")
     args = parser.parse_args()
-    config = load_config("upworthy", [*BEFORE, *args.set])
+    config = load_config("upworthy", args.set)
     prepare(config.data.recipe, args.work / "data")
     ads, table = read_parquet(args.work / "data" / "ads.parquet"), read_parquet(
         args.work / "data" / "impressions.parquet", IMPRESSIONS)
@@ -76,23 +70,22 @@ def main() -> None:
             embed_texts(ads, config.encoders[content], args.work / "content" / content)
         if arm.encoders:
             stores = [args.work / "content" / c for c in arm.encoders]
-            gammas = (0.0,) if name.endswith("_one") else config.model.gammas
-            arms[name] = Arm(*joined_for_ads(stores, ads), block_widths(stores), gammas)
+            arms[name] = Arm(*joined_for_ads(stores, ads), block_widths(stores))
     settings = sha256_json([config.resolved(), args.test_share])[:12]
     done = args.work / f"lifts-{settings}.json"  # a run that was stopped goes on
     found: dict[str, Any] = json.loads(done.read_text()) if done.is_file() else {}
     story = np.array(table["group_id"].to_pylist())
     stories = np.unique(story)
-    for split in range(args.splits):
-        chosen = np.random.default_rng(split).permutation(stories)[: round(args.test_share * len(stories))]
-        held = np.isin(story, chosen)
-        row = found.setdefault(str(split), {
-            "oracle": (oracle_lift(read_tests(table.filter(pa.array(held)), "group_id"))["thinned"], "")})
-        for name, arm in arms.items():
-            if name not in row:
-                row[name] = lift(table, arm, held, config.model.penalties)
-                write_json(done, found)
-        print(split, {k: f"{v[0]:+.2%}" for k, v in row.items()}, flush=True)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for split in range(args.splits):
+            chosen = np.random.default_rng(split).permutation(stories)[: round(args.test_share * len(stories))]
+            held = np.isin(story, chosen)
+            row = found.setdefault(str(split), {
+                "oracle": (oracle_lift(read_tests(table.filter(pa.array(held)), "group_id"))["thinned"], "")})
+            todo = [name for name in sorted(arms, key=lambda n: -len(arms[n].widths)) if name not in row]
+            row |= dict(zip(todo, pool.map(lambda n: lift(table, arms[n], held, config.model), todo), strict=True))
+            write_json(done, found)
+            print(split, {k: f"{v[0]:+.2%}" for k, v in row.items()}, flush=True)
     rows = [found[str(split)] for split in range(args.splits)]
     values = {name: np.array([r[name][0] for r in rows]) for name in [*arms, "oracle"]}
     pairs = {f"{a} - {b}": summary(values[a] - values[b], args.test_share) for a, b in combinations(values, 2)}

@@ -16,7 +16,7 @@ from recsys.evaluation.ab.commands import power
 from recsys.evaluation.certify.commands import certify
 from recsys.evaluation.offpolicy.commands import ope, thompson_policy
 from recsys.experiment.ab import ab
-from recsys.experiment.commands import ledger, tune
+from recsys.experiment.commands import ledger, tune, tune_encoder
 from recsys.log import log, setup_logging
 from recsys.planning.commands import plan
 from recsys.remote import addresses_at_hand
@@ -213,6 +213,7 @@ def doctor(as_json: _Json = False) -> None:
 app.command("index")(index)
 app.command("search")(search)
 app.command("tune")(tune)
+app.command("tune-encoder")(tune_encoder)
 app.command("ledger")(ledger)
 app.command("plan")(plan)
 app.command("ab")(ab)

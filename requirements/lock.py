@@ -62,7 +62,7 @@ def main() -> None:
     """Write cpu.lock, gpu.lock and dev.lock."""
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    needs = [Requirement(r).name for r in project["dependencies"] + extras["cpu"] + extras["models"]]
+    needs = [Requirement(r).name for r in project["dependencies"] + extras["cpu"] + extras["models"] + extras["adapt"]]
     runtime = closure(needs)
     runtime.pop("setuptools", None)
     pins = [f"{n}=={v}" for n, v in runtime.items()]

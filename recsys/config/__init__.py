@@ -6,7 +6,7 @@ An unknown key is an error that names the key and its nearest neighbour.
 """
 
 from recsys.config.base import Strict
-from recsys.config.content import ContentConfig, EncoderConfig, IndexConfig, SemanticIdConfig
+from recsys.config.content import AdaptConfig, ContentConfig, EncoderConfig, IndexConfig, SemanticIdConfig
 from recsys.config.data import DataConfig, FilesSplit, ShareSplit, SplitConfig
 from recsys.config.evaluation import DecisionConfig, EvaluationConfig, GuardrailConfig, MoneyConfig, PolicyConfig
 from recsys.config.experiment import ArmConfig, ExperimentConfig
@@ -27,11 +27,10 @@ from recsys.config.scale import ScaleConfig, TableSize
 from recsys.config.training import ParallelConfig, ScheduleConfig, TableConfig, TrainingConfig
 
 __all__ = [
-    "ArmConfig", "ArmRetrievalConfig", "ContentConfig", "DataConfig", "DecisionConfig", "EncoderConfig",
+    "AdaptConfig", "ArmConfig", "ArmRetrievalConfig", "ContentConfig", "DataConfig", "DecisionConfig", "EncoderConfig",
     "EvaluationConfig", "ExperimentConfig", "FilesSplit", "GuardrailConfig", "IndexConfig", "ModelConfig",
     "MoneyConfig", "PacingConfig", "ParallelConfig", "PolicyConfig", "RankingConfig", "RetrieveConfig",
-    "RetrieverConfig", "ScaleConfig", "ScheduleConfig", "SemanticIdConfig", "ServedArmConfig",
-    "ServedExperimentConfig", "ServedLogConfig", "ServedPolicyConfig", "ShareSplit", "SplitConfig", "Strict",
-    "TableConfig", "TableSize", "TrainingConfig", "UsersConfig", "apply_overrides", "find_resource", "load_config",
-    "parse_model", "read_yaml",
+    "RetrieverConfig", "ScaleConfig", "ScheduleConfig", "SemanticIdConfig", "ServedArmConfig", "ServedExperimentConfig",
+    "ServedLogConfig", "ServedPolicyConfig", "ShareSplit", "SplitConfig", "Strict", "TableConfig", "TableSize",
+    "TrainingConfig", "UsersConfig", "apply_overrides", "find_resource", "load_config", "parse_model", "read_yaml",
 ]

@@ -11,6 +11,26 @@ from recsys.config.base import Strict
 Pooling = Literal["mean", "mean_all", "last"]
 
 
+class AdaptConfig(Strict):
+    """Low-rank adaptation (LoRA) of an open model's last layers to the training part's clicks.
+
+    Headline tests: the encoder learns which text of a test draws more clicks. User-ad logs: to bring ads together that
+    the same user clicked one after the other.
+    """
+
+    layers: int = Field(2, ge=1, description="adapted, counted back from the deepest layer that is pooled")
+    rank: int = Field(8, ge=1, description="of each weight's update")
+    alpha: int = Field(16, ge=1, description="an update counts alpha / rank times")
+    learning_rate: float = Field(1e-4, gt=0)
+    epochs: int = Field(2, ge=1)
+    batch_size: int = Field(64, ge=2, description="texts a step (whole tests), or pairs of ads")
+    validation_share: float = Field(
+        0.15, gt=0, lt=1, description="of stories or users; the best of all epochs by it is kept, or none of them"
+    )
+    temperature: float = Field(0.1, gt=0, description="user-ad logs: of the softmax over the batch's ads")
+    pairs: int = Field(20_000, ge=1, description="user-ad logs: most pairs an epoch")
+
+
 class EncoderConfig(Strict):
     """How an ad's text becomes a vector. ``kind`` decides which of the other keys count."""
 
@@ -25,6 +45,8 @@ class EncoderConfig(Strict):
                             "it twice); mean_all: over all its readings; last: the last token; a list: each, side by "
                             "side, from one reading"
     )
+    adapter: str | None = Field(None, description="llama: folder of a LoRA adapter in peft's format, safetensors")
+    adapt: AdaptConfig | None = Field(None, description="llama: make that adapter from the training part first")
     layer: int | tuple[int, ...] = Field(
         -1, description="hidden layer, counted as Python counts; -1 is the last; a list: each, side by side"
     )
@@ -55,6 +77,14 @@ class EncoderConfig(Strict):
         if value == () or (isinstance(value, tuple) and len(set(value)) < len(value)):
             raise ValueError("a list needs at least one entry, and none twice")
         return value
+
+    @model_validator(mode="after")
+    def _adapted(self) -> EncoderConfig:
+        if self.kind != "llama" and (self.adapter or self.adapt):
+            raise ValueError("adapter, adapt: only of kind llama")
+        if self.adapter and self.adapt:
+            raise ValueError("adapter, adapt: a finished adapter, or one to be made")
+        return self
 
     @property
     def poolings(self) -> tuple[Pooling, ...]:

@@ -47,7 +47,7 @@ class ModelConfig(Strict):
                             "triton: an error where it cannot run"
     )
     penalties: tuple[float, ...] = Field(
-        (10.0, 30.0, 100.0, 300.0, 1e3),
+        (3.0, 10.0, 30.0, 100.0, 300.0, 1e3),
         description="ridge: tried by cross-validation on training stories",
     )
     gammas: tuple[float, ...] = Field(

@@ -7,14 +7,20 @@ Embeddings with Large Language Models). See docs/decisions/0004-content-embeddin
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recsys.config import EncoderConfig
 from recsys.content.transformer import TransformerEncoder, layer_number
 from recsys.content.weights import check_architecture, find_weights
+from recsys.errors import InputError
+from recsys.stage import sha256_file
 
 if TYPE_CHECKING:
     import torch
+
+ADAPTER = "adapter_model.safetensors"
 
 
 class LlamaEncoder(TransformerEncoder):
@@ -42,6 +48,9 @@ class LlamaEncoder(TransformerEncoder):
         layer = f"{' '.join(config.poolings)}, layer {' '.join(map(str, self._layers))}/{self._depth}"
         self.pooling = f"{layer}{prompt}, {config.max_tokens} tokens, {self.dtype}"
         self._kept: dict[int, torch.Tensor] = {}  # states of the layers before the last, between hook and pooling
+        self.adapter = None if config.adapter is None else adapter_folder(config.adapter)
+        if self.adapter is not None:
+            self.revision += f" + adapter {sha256_file(self.adapter / ADAPTER)[:16]}"
         if self.dtype == "bfloat16":
             self.pooling += " with float32 residuals"
 
@@ -50,6 +59,8 @@ class LlamaEncoder(TransformerEncoder):
 
         deepest = max(self._layers)
         model = self._from_pretrained(num_hidden_layers=deepest)
+        if self.adapter is not None:
+            model = merged(model, self.adapter)
         if deepest < self._depth:
             model.norm = torch.nn.Identity()
         if self.dtype == "bfloat16":
@@ -82,6 +93,40 @@ class LlamaEncoder(TransformerEncoder):
             span = span.clone()
             span[:, 0] = False
         return super()._span(span, mask, layer)
+
+
+def require_peft() -> None:
+    """Raise InputError where the package that reads and writes adapters is not there."""
+    if find_spec("peft") is None:
+        raise InputError("peft is not installed", file="experiment", column="encoders.*.adapter or adapt",
+                         expected="pip install 'recsys-ads[adapt]'")
+
+
+def adapter_folder(name: str) -> Path:
+    """A folder with a LoRA adapter; pickled ones are refused, for they are code.
+
+    Raises:
+        InputError: it is not one.
+    """
+    require_peft()
+    folder = Path(name).expanduser()
+    for file in (ADAPTER, "adapter_config.json"):
+        if not (folder / file).is_file():
+            raise InputError("not a folder of a LoRA adapter", file=folder / file, got="no such file",
+                             expected=f"adapter_config.json and {ADAPTER}")
+    return folder
+
+
+def merged(model: Any, folder: Path) -> Any:
+    """The model with an adapter's updates added to its weights, so that encoding costs what it did before."""
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, str(folder), use_safetensors=True).merge_and_unload()
+    except Exception as error:  # peft has no error of its own for a bad config, shapes of another model, a torn file
+        first = str(error).strip().splitlines()
+        raise InputError("the adapter does not fit the model", file=folder, expected="a LoRA adapter of this model",
+                         got=f"{type(error).__name__}: {first[0] if first else ''}") from None
 
 
 def _float32_residuals(model: Any) -> None:

@@ -211,6 +211,9 @@ def arm_usages(config: ExperimentConfig, name: str, out: Path) -> list[dict[str,
         kept += [(what, out / what / content, content) for what in ("content", "index")]
         embedding = json.loads((out / "content" / content / "usage.json").read_text())
         usages.append({**embedding, "price_row": config.encoders[content].price})
+        if config.encoders[content].adapt is not None:
+            kept.append(("adapters", out / "adapters" / content, content))
+            usages.append(json.loads((out / "adapters" / content / "usage.json").read_text()))
         built = served_manifest(out / "index" / content)["facts"]
         usages.append({"stage": "index", "seconds": built["seconds"], "device": "cpu", "model_id": built["model_id"]})
     if arm.retrieval is not None:

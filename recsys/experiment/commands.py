@@ -61,6 +61,33 @@ def tune(
     typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(tuning_text(found, out)))
 
 
+def tune_encoder(
+    file: Annotated[str, typer.Argument(help="Experiment file of headline tests: a path, or a shipped name.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the search: encoder.json, vectors.")],
+    arm: Annotated[str | None, typer.Option(help="Which arm; it has one encoder, of kind llama or sentence.")] = None,
+    layer: Annotated[list[int] | None, typer.Option(help="Hidden layer to try; may be repeated. Default: every "
+                                                         "third.")] = None,
+    pooling: Annotated[list[str] | None, typer.Option(help="mean, mean_all or last; may be repeated.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="Template with {text}; may be repeated.")] = None,
+    most: Annotated[int, typer.Option(help="Layers at most.")] = 4,
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override a key of the "
+                                                        "experiment file. May be repeated.")] = None,
+    home: Annotated[Path | None, typer.Option("--data-home", envvar="RECSYS_DATA_HOME", show_envvar=True,
+                                              help="Folder that holds the raw data sets.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")] = False,
+) -> None:
+    """Search an encoder's layers, pooling and prompt by cross-validation over training stories."""
+    from recsys.config import load_config
+    from recsys.experiment.encoder_tuning import tune_encoder as run
+
+    found = run(load_config(file, overrides), out, home, arm, layers=layer or (), poolings=pooling or ("mean",),
+                prompts=prompt or (), most=most)
+    best = found["best"]
+    typer.echo(json.dumps(found, indent=2) if as_json else "\n".join([
+        f"{len(found['tried'])} tried; cross-validated error {found['before']:.4f} as it stands, {best['error']:.4f} "
+        "at best", *(f"  --set '{one}'" for one in found["set"])]))
+
+
 def tuning_text(found: Mapping[str, Any], out: Path) -> list[str]:
     """A search's result as lines of plain text."""
     counts, best, own = found["counts"], found["best"], found["experiment"]

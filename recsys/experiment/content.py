@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
-from recsys.config import ContentConfig, ExperimentConfig
+from recsys.config import ContentConfig, EncoderConfig, ExperimentConfig
 from recsys.contracts import read_parquet
 from recsys.errors import InputError
 
@@ -21,7 +22,21 @@ def embed_arm(config: ExperimentConfig, arm: ContentConfig, out: Path) -> None:
         raise InputError("the data set has no texts to embed", file=ads, column=f"arms.*.content = {arm.content}",
                          expected="a recipe with an ads table, or arms without content")
     for name in arm.encoders:
-        embed_texts(read_parquet(ads), config.encoders[name], out / "content" / name)
+        embed_texts(read_parquet(ads), _adapted(config, name, out), out / "content" / name)
+
+
+def _adapted(config: ExperimentConfig, name: str, out: Path) -> EncoderConfig:
+    """The encoder, adapted first to the split's training part where it says so, into ``out/adapters/NAME``."""
+    encoder = config.encoders[name]
+    if encoder.adapt is None:
+        return encoder
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("an encoder is adapted by one process", file="experiment", column=f"encoders.{name}.adapt",
+                         got="torchrun", expected="recsys experiment or train in one process, or adapter: FOLDER")
+    from recsys.training.adapt import adapt_encoder
+
+    adapt_encoder(encoder, out / "split", out / "adapters" / name, seed=config.seed)
+    return encoder.model_copy(update={"adapt": None, "adapter": str(out / "adapters" / name)})
 
 
 def content_of_arm(arm: ContentConfig, out: Path) -> Any:

@@ -14,6 +14,7 @@ import yaml
 
 from recsys.config import ExperimentConfig
 from recsys.content import make_encoder
+from recsys.content.llama import require_peft
 from recsys.datasets.split import prepare_split
 from recsys.errors import InputError, RecsysError
 from recsys.experiment.arms import arm_policy, index_content, train_arm, write_truth
@@ -56,6 +57,8 @@ def prepare_data(config: ExperimentConfig, arms: list[str], out: Path, data_home
         for reader in [*(config.arms[n] for n in arms), *(config.retrievers[n] for n in (*retrievers, *first))]:
             for content in reader.encoders:
                 make_encoder(config.encoders[content])  # knows its architecture without loading weights
+                if config.encoders[content].adapt is not None:
+                    require_peft()
                 if (price := config.encoders[content].price) is not None:
                     card.get(price)
         prepare_split(config, out, data_home)

@@ -154,11 +154,12 @@ def fit_ridge(x: NDArray[np.floating], tests: Tests, story: NDArray[np.int64], p
     if len(stories) < folds:
         raise InputError("too few stories to choose a penalty by cross-validation", got=len(stories),
                          expected=f"at least {folds}")
-    mean, deviation = np.asarray(x, np.float64).mean(axis=0), np.asarray(x, np.float64).std(axis=0)
+    mean = x.mean(axis=0, dtype=np.float64)
+    deviation = x.std(axis=0, dtype=np.float64)
     if not deviation.any():
         raise InputError("all content vectors are the same", got="no variance", expected="vectors that differ")
     widths = widths or (x.shape[1],)
-    weight, y = _target(tests)
+    weight, y = targets(tests)
     held = np.random.default_rng(seed).permutation(len(stories))[code] % folds == np.arange(folds)[:, None]
     errors: dict[tuple[str, float, float], float] = {}
     best: tuple[float, Ridge] | None = None
@@ -189,7 +190,7 @@ def _scalings(deviation: Floats, widths: tuple[int, ...], rows: int) -> dict[str
     return {"variance": variance} if len(widths) > 1 and "variance" in tried else tried
 
 
-def _target(tests: Tests) -> tuple[Floats, Floats]:
+def targets(tests: Tests) -> tuple[Floats, Floats]:
     """Weights and within-test log click rates, both float64[n]."""
     clicks = tests.trials * tests.rate
     rate = (tests.successes + PRIOR_CLICKS_TRIALS * tests.rate) / (tests.trials + PRIOR_CLICKS_TRIALS)
@@ -267,8 +268,8 @@ class _Problem:
     def weights(self, penalty: float) -> Floats:
         """The ridge solution on all rows: float64[d], or for a Gaussian kernel float64[n]."""
         if self.a is not None:
-            return np.asarray(_solve(self.gram, self.a.T @ self.b, penalty), np.float64)
-        spread = np.sqrt(self.weight) * _solve(self.gram, self.b, penalty)
+            return np.asarray(_solve(self.gram.copy(), self.a.T @ self.b, penalty), np.float64)
+        spread = np.sqrt(self.weight) * _solve(self.gram.copy(), self.b, penalty)
         # The transpose of centring: what a row's centred features weigh falls on its whole test.
         total = np.bincount(self.test, self.weight)
         on_rows = spread - self.weight * (np.bincount(self.test, spread) / np.maximum(total, 1e-12))[self.test]
@@ -277,7 +278,6 @@ class _Problem:
 
 def _solve(gram: NDArray[np.floating], right: NDArray[np.floating], penalty: float) -> NDArray[np.floating]:
     # One Cholesky factor a penalty: an eigendecomposition would serve all of them, at 25 times the price of one.
-    shifted = gram.copy()
-    np.fill_diagonal(shifted, shifted.diagonal() + penalty)
-    factor = cho_factor(shifted, overwrite_a=True, check_finite=False)
+    gram[np.diag_indices_from(gram)] += penalty  # the caller's to spend; the transpose is what LAPACK takes as it lies
+    factor = cho_factor(gram.T, overwrite_a=True, check_finite=False)
     return np.asarray(cho_solve(factor, right, check_finite=False))

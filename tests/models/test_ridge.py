@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge as Reference
 
 from recsys.errors import InputError
-from recsys.models.ridge import Tests, _between_variance, _Problem, _target, fit_ridge, within
+from recsys.models.ridge import Tests, _between_variance, _Problem, fit_ridge, targets, within
 
 
 def world(seed: int = 0, tests: int = 300, each: int = 4, dim: int = 12, effect: float = 0.3):
@@ -95,7 +95,7 @@ def test_bad_input():
 def test_the_kernel_ridge_equals_a_ridge_on_the_kernels_own_features(gamma: float):
     x, tests, story, _ = world(tests=60)
     ridge = fit_ridge(x, tests, story, (3.0,), gammas=(gamma,), widths=(8, 4))
-    weight, y = _target(tests)
+    weight, y = targets(tests)
     unit = ridge.features.unit(np.concatenate([x, x[:7] + 0.1]))
     kernel = np.exp(-gamma / 2 * ((unit[:, None] - unit[None]) ** 2).sum(2))
     values, vectors = np.linalg.eigh(kernel)  # explicit features of the kernel: their dot products are its entries
