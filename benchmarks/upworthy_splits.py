@@ -13,6 +13,7 @@ import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,8 @@ def main() -> None:
             row = found.setdefault(str(split), {
                 "oracle": (oracle_lift(read_tests(table.filter(pa.array(held)), "group_id"))["thinned"], "")})
             todo = [name for name in sorted(arms, key=lambda n: -len(arms[n].widths)) if name not in row]
-            row |= dict(zip(todo, pool.map(lambda n: lift(table, arms[n], held, config.model), todo), strict=True))
+            fit = partial(lift, table, held=held, model=config.model)
+            row |= dict(zip(todo, pool.map(fit, [arms[name] for name in todo]), strict=True))
             write_json(done, found)
             print(split, {k: f"{v[0]:+.2%}" for k, v in row.items()}, flush=True)
     rows = [found[str(split)] for split in range(args.splits)]
