@@ -40,7 +40,7 @@ def text(plan: Mapping[str, Any], offers: int) -> list[str]:
     used: dict[str, None] = {}
     lines += ["", "offers, US dollars a year, cheapest list price first [spot]"]
     for component, found in plan["offers"].items():
-        lines.append(component)
+        lines.append(component if found else f"{component}: no machine does it; see what is left out, and why")
         for row in found[:offers]:
             used |= dict.fromkeys(row["assumes"])
             lines.append("  " + _offer(row))

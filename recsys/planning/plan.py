@@ -38,11 +38,11 @@ def make_plan(config: ExperimentConfig, speeds: str = "2026-11") -> dict[str, An
 
     Returns:
         {"tables", "model", "needs": {component: facts}, "offers": {component: [see :func:`offers.offer`, cheapest
-        first]}, "totals", "per_mille", "left_out", "assumptions"}; money is US dollars a year.
+        first; empty where no machine does it, "left_out" says why]}, "totals", "per_mille", "left_out", "assumptions"};
+        money is US dollars a year.
 
     Raises:
-        InputError: no ``scale`` section, a card that is not there. Refused: a quarantined price was asked for by name,
-            or no number of accelerators does it.
+        InputError: no ``scale`` section, a card that is not there. Refused: a quarantined price was asked for by name.
     """
     scale = config.scale
     if scale is None:
@@ -54,13 +54,14 @@ def make_plan(config: ExperimentConfig, speeds: str = "2026-11") -> dict[str, An
     needs: dict[str, Any] = {}
     offers = {"train": _train(config, scale, tables, shape, speed, rows, left_out)}
     offers |= {f"embed {name}": _embed(scale, name, speed, rows, needs) for name in scale.parameters}
-    offers["index"] = _index(config, scale, speed, rows, needs)
+    if scale.dims:
+        offers["index"] = _index(config, scale, speed, rows, needs)
     offers["serve"] = _serve(config, scale, tables, shape, speed, rows, needs)
     needs["users"] = {"users": scale.users, "gib": scale.users * scale.user_bytes / GIB}
     offers["users"] = fleet("users", rows, needs["users"]["gib"], scale.replicas, speed.memory_share.value,
                             lambda shards: 0.0, ["memory_share", "memory_only"])
     offers["store"] = _store(config, scale, tables, card, needs)
-    offers = {c: cheapest_first(found) for c, found in offers.items() if found}
+    offers = {c: cheapest_first(found) for c, found in offers.items()}
     whole = totals(offers)
     return {"experiment": config.name, "price_card": card.name, "speed_card": speed.name,
             "tables": _table_rows(config, tables), "model": _model(config, shape, tables), "needs": needs,
@@ -147,8 +148,6 @@ def _embed(scale: ScaleConfig, name: str, speeds: SpeedCard, rows: list[PriceRow
 
 def _index(config: ExperimentConfig, scale: ScaleConfig, speeds: SpeedCard, rows: list[PriceRow],
            needs: dict[str, Any]) -> list[dict[str, Any]]:
-    if not scale.dims:
-        return []
     dim = max(scale.dims.values())
     factory = factory_for(scale.ads, dim, config.index)
     gib = scale.ads * bytes_per_vector(factory, dim) / GIB
@@ -198,9 +197,10 @@ def _per_mille(config: ExperimentConfig, scale: ScaleConfig, offers: dict[str, l
                whole: list[dict[str, Any]]) -> dict[str, Any]:
     """Cost a thousand impressions: of the whole at its cheapest provider, and of the open models alone."""
     cheapest = next((t for t in whole if not t["missing"]), None)
-    content = sum(found[0]["on_demand"] for c, found in offers.items() if c.startswith("embed ") or c == "index")
+    content = [found for c, found in offers.items() if c.startswith("embed ") or c == "index"]
     ecpm = config.money.reference_ecpm
-    parts = {"content": content} | ({} if cheapest is None else {"whole": cheapest["on_demand"]})
+    parts = {"content": sum(found[0]["on_demand"] for found in content)} if all(content) else {}
+    parts |= {} if cheapest is None else {"whole": cheapest["on_demand"]}
     found: dict[str, Any] = {"reference_ecpm": ecpm, "provider": None if cheapest is None else cheapest["provider"]}
     for name, cost in parts.items():
         mille = cost_per_mille(cost, scale.impressions_a_year)

@@ -70,9 +70,22 @@ def test_prices_in_quarantine_price_nothing(plan: dict) -> None:
 def test_only_named_machines_are_reckoned_with() -> None:
     found = make_plan(load_config("internet_scale", ["scale.machines=[lambda-8x-h100]"]))
     assert {o["provider"] for c, offers in found["offers"].items() if c != "store" for o in offers} == {"Lambda"}
-    assert "serve" not in found["offers"]  # needs processors and memory that the row does not give
+    assert not found["offers"]["serve"]  # needs processors and memory that the row does not give
     with pytest.raises(InputError, match="aws-p9"):
         make_plan(load_config("internet_scale", ["scale.machines=[aws-p9]"]))
+
+
+def test_what_no_machine_can_do_is_missing_from_every_total_and_has_no_price() -> None:
+    found = make_plan(load_config("internet_scale", ["scale.training_hours=0.000001"]))
+    assert not found["offers"]["train"]
+    assert all("train" in t["missing"] for t in found["totals"])
+    assert "whole" not in found["per_mille"]
+    lines = text(found, 1)
+    assert any(line.startswith("train: no machine does it") for line in lines)
+    assert not any("everything (" in line for line in lines)
+    assert "train: it does not end in time" in found["left_out"]["lambda-8x-h100"]
+    nothing = make_plan(load_config("internet_scale", ["scale.machines=[lambda-8x-h100]"]))["per_mille"]
+    assert "content" not in nothing  # an index without machines is not free
 
 
 def test_the_verb_and_its_errors(capsys: pytest.CaptureFixture[str]) -> None:
