@@ -5,9 +5,12 @@
     # what they finished is there
 
 A bucket cannot rename, and has no folders. So a copy is what its ``_index.json`` says, which is written last and holds
-every file's size and SHA-256: a reader of half a copy finds the one before it, or a checksum that does not fit and an
-error that says so. What is unfinished here (hidden folders) is not copied; a killed stage is begun again elsewhere, but
-for training, which goes on from its mirrored checkpoints (``training.mirror``).
+every file's size and SHA-256; files that are about to be replaced leave the index before, so that a copy killed half way
+is a smaller one, not a damaged one. What is unfinished here (hidden folders) is not copied; a killed stage is begun again
+elsewhere, but for training, which goes on from its mirrored checkpoints (``training.mirror``).
+
+Beside the folder here lies what both sides had when they last agreed: a result that could not be copied is kept and
+copied by the next run, and a file that another machine has removed is removed here.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from typing import Any
 
 from recsys.errors import InputError
 from recsys.log import log
-from recsys.storage import file_size, filesystem, is_url, open_output
+from recsys.stage import write_json
+from recsys.storage import file_size, filesystem, first_line, is_url, open_output
 
 INDEX = "_index.json"
 EVERY = 60.0
@@ -89,7 +93,7 @@ def at_hand(address: str, cache: Path | None = None) -> Iterator[Path]:
             try:
                 remote.push()
             except OSError as error:
-                log.warning("%s: not copied (%s); tried again", address, _line(error))
+                log.warning("%s: not copied (%s); tried again", address, first_line(error))
 
     thread = threading.Thread(target=copy, name="recsys-remote", daemon=True)
     thread.start()
@@ -109,6 +113,7 @@ class Remote:
         self.folder, self._address = folder, address.rstrip("/")
         self._system, self._root = filesystem(self._address)
         folder.mkdir(parents=True, exist_ok=True)
+        self._agreed = folder.with_name(f".{folder.name}.agreed.json")
         self._known: dict[str, tuple[int, int, str]] = {}  # size, mtime and SHA-256 of what was hashed before
         self._there: dict[str, dict[str, Any]] = {}  # files of the copy
 
@@ -123,24 +128,36 @@ class Remote:
         try:
             found = self._system.get_file_info(fs.FileSelector(self._root, recursive=True, allow_not_found=True))
         except OSError as error:
-            raise InputError("the object store cannot be read", file=self._address, got=_line(error),
+            raise InputError("the object store cannot be read", file=self._address, got=first_line(error),
                              expected="an address that may be read and written") from None
         names = {f.path.removeprefix(self._root).lstrip("/"): f.size for f in found if f.is_file}
         if INDEX in names:
-            self._there = json.loads(self._read(INDEX))["files"]
-            wanted: dict[str, dict[str, Any]] = self._there
+            wanted = self._there = self._files_of(self._read(INDEX))
         else:  # put there by other tools
             wanted = {n: {"bytes": size, "sha256": None} for n, size in names.items()}
+        agreed = self._files_of(self._agreed.read_bytes()) if INDEX in names and self._agreed.is_file() else {}
         for name, expected in wanted.items():
             if any(part.startswith(".") for part in Path(name).parts) or Path(name).is_absolute():
                 raise InputError("a name that is not one of ours", file=f"{self._address}/{name}")
-            here = self.folder / name
-            if here.is_file() and expected["sha256"] in (None, self._hash(name)) \
-                    and here.stat().st_size == expected["bytes"]:
-                continue
-            self.fetch(name, expected["sha256"])
-        if INDEX not in names:
+            here = self._file(name)
+            if here is None or not (here == expected or expected == agreed.get(name)
+                                    or expected == {"bytes": here["bytes"], "sha256": None}):
+                self.fetch(name, expected["sha256"])
+        for name, before in agreed.items():
+            if name not in wanted and self._file(name) == before:
+                (self.folder / name).unlink()
+        if INDEX in names:
+            write_json(self._agreed, {"files": self._there})
+        else:
             self._there = self._here()
+
+    def _files_of(self, index: bytes) -> dict[str, dict[str, Any]]:
+        try:
+            return {str(n): {"bytes": int(f["bytes"]), "sha256": f["sha256"]}
+                    for n, f in json.loads(index)["files"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError("damaged index", file=f"{self._address}/{INDEX}", got=first_line(error),
+                             expected="an index that recsys wrote; remove it to take the files as they are") from None
 
     def fetch(self, name: str, expected: str | None = None) -> None:
         """Bring one file here.
@@ -167,7 +184,7 @@ class Remote:
         try:
             return self._system.open_input_stream(f"{self._root}/{name}")
         except OSError as error:
-            raise InputError("cannot be read", file=f"{self._address}/{name}", got=_line(error),
+            raise InputError("cannot be read", file=f"{self._address}/{name}", got=first_line(error),
                              expected="what the index lists") from None
 
     def _read(self, name: str) -> bytes:
@@ -185,15 +202,26 @@ class Remote:
         files = self._here()
         if files == self._there:
             return False
+        kept, old = {n: f for n, f in self._there.items() if files.get(n) == f}, set(self._there) - set(files)
+        if kept != self._there:
+            self._put_index(kept)
         for name, file in files.items():
-            if self._there.get(name) != file:
+            if name not in kept:
                 self._put(name, (self.folder / name).read_bytes() if file["bytes"] < _BLOCK else None)
-        self._put(INDEX, (json.dumps({"files": files}, indent=1) + "\n").encode())
-        old, self._there = set(self._there) - set(files), files
+        self._put_index(files)
         for name in old:
             if self._system.get_file_info(f"{self._root}/{name}").type != fs.FileType.NotFound:
                 self._system.delete_file(f"{self._root}/{name}")
         return True
+
+    def _put_index(self, files: dict[str, dict[str, Any]]) -> None:
+        self._put(INDEX, (json.dumps({"files": files}, indent=1) + "\n").encode())
+        self._there = files
+        write_json(self._agreed, {"files": files})
+
+    def _file(self, name: str) -> dict[str, Any] | None:
+        path = self.folder / name
+        return {"bytes": path.stat().st_size, "sha256": self._hash(name)} if path.is_file() else None
 
     def _here(self) -> dict[str, dict[str, Any]]:
         files: dict[str, dict[str, Any]] = {}
@@ -201,7 +229,8 @@ class Remote:
             name = str(path.relative_to(self.folder))
             if path.is_file() and not any(part.startswith(".") for part in Path(name).parts):
                 with contextlib.suppress(FileNotFoundError):  # a stage has just replaced its folder
-                    files[name] = {"bytes": path.stat().st_size, "sha256": self._hash(name)}
+                    file = self._file(name)
+                    files |= {} if file is None else {name: file}
         return files
 
     def _put(self, name: str, data: bytes | None) -> None:
@@ -222,7 +251,3 @@ class Remote:
                 known = (state.st_size, state.st_mtime_ns, hashlib.file_digest(handle, "sha256").hexdigest())
             self._known[name] = known
         return known[2]
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

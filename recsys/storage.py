@@ -65,7 +65,7 @@ def filesystem(path: str | Path) -> tuple[FileSystem, str]:
     try:
         made = _connect(scheme, host.partition(".")[0], tuple(sorted(settings.items())))
     except (OSError, ValueError) as error:
-        raise InputError("no connection to the object store", file=path, got=_first_line(error),
+        raise InputError("no connection to the object store", file=path, got=first_line(error),
                          expected="the cloud's credentials and settings") from None
     return made, f"{container}{parts.path}"
 
@@ -113,7 +113,8 @@ def _endpoint(text: str) -> tuple[str, str]:
     return (kind, host.rstrip("/")) if found else ("http", text.rstrip("/"))
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """An error in one line, for messages of one."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
@@ -130,7 +131,7 @@ def file_size(path: str | Path) -> int | None:
     try:
         info = system.get_file_info(name)
     except OSError as error:
-        raise InputError("the object store does not answer", file=path, got=_first_line(error),
+        raise InputError("the object store does not answer", file=path, got=first_line(error),
                          expected="a reachable endpoint and the right to read") from None
     return int(info.size) if info.is_file else None
 
@@ -145,7 +146,7 @@ def open_input(path: str | Path) -> NativeFile:
     try:
         return system.open_input_file(name)
     except OSError as error:
-        raise InputError("cannot be read", file=path, got=_first_line(error), expected="a readable file") from None
+        raise InputError("cannot be read", file=path, got=first_line(error), expected="a readable file") from None
 
 
 def open_output(system: FileSystem, name: str) -> NativeFile:

@@ -70,6 +70,58 @@ def test_half_a_copy_is_named_and_the_index_comes_last(tmp_path: Path) -> None:
     assert not remote.push()
 
 
+def test_a_copy_killed_half_way_is_a_smaller_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = tmp_path / "bucket"
+    with at_hand(str(there), tmp_path / "a") as a:
+        _write(a, changes="1", stays="2")
+    with monkeypatch.context() as broken:
+        put = Remote._put
+
+        def killed(self: Remote, name: str, data: bytes | None) -> None:
+            if name == "new":
+                raise OSError("killed")
+            put(self, name, data)
+
+        broken.setattr(Remote, "_put", killed)
+        with pytest.raises(OSError, match="killed"), at_hand(str(there), tmp_path / "a") as a:
+            _write(a, changes="3", new="4")
+    with at_hand(str(there), tmp_path / "b") as b:
+        assert _files(b) == {"stays": "2"}
+    with at_hand(str(there), tmp_path / "a") as a:
+        assert _files(a) == {"changes": "3", "new": "4", "stays": "2"}
+    with at_hand(str(there), tmp_path / "b") as b:
+        assert _files(b) == {"changes": "3", "new": "4", "stays": "2"}
+
+
+def test_what_could_not_be_copied_is_kept_and_what_was_removed_elsewhere_does_not_come_back(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = tmp_path / "bucket"
+    with at_hand(str(there), tmp_path / "a") as a:
+        _write(a, result="old", part="1")
+
+    def away(self: Remote) -> bool:
+        raise OSError("away")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Remote, "push", away)
+        with pytest.raises(OSError, match="away"), at_hand(str(there), tmp_path / "a") as a:
+            _write(a, result="new")
+    with at_hand(str(there), tmp_path / "b") as b:
+        assert _files(b) == {"part": "1", "result": "old"}
+        (b / "part").unlink()
+    with at_hand(str(there), tmp_path / "a") as a:
+        assert _files(a) == {"result": "new"}
+    with at_hand(str(there), tmp_path / "b") as b:
+        assert _files(b) == {"result": "new"}
+
+
+@pytest.mark.parametrize("index", ["", "{", "[]", '{"files": null}', '{"files": {"x": 3}}', '{"files": {"x": {}}}'])
+def test_a_damaged_index_is_one_line(index: str, tmp_path: Path) -> None:
+    _write(tmp_path / "bucket", **{INDEX: index})
+    with pytest.raises(InputError, match="damaged index"), at_hand(str(tmp_path / "bucket"), tmp_path / "a"):
+        pass
+
+
 def test_a_folder_of_other_tools_is_read_and_left_as_it_is(tmp_path: Path) -> None:
     there = tmp_path / "bucket"
     _write(there, x="1")

@@ -22,7 +22,7 @@ from pyarrow import fs
 from recsys.errors import InputError
 from recsys.log import log
 from recsys.stage import MANIFEST
-from recsys.storage import filesystem, open_output
+from recsys.storage import filesystem, first_line, open_output
 from recsys.training.checkpoint_storage import Damaged, read_manifest, verify
 
 _BLOCK = 8 << 20
@@ -74,7 +74,7 @@ class Mirror:
             files = self._system.get_file_info(fs.FileSelector(self._root, recursive=True, allow_not_found=True))
         except OSError as error:
             raise InputError("the mirror cannot be read", file=self._address, column="training.mirror",
-                             got=(str(error).splitlines() or ["an error"])[0],
+                             got=first_line(error),
                              expected="an address that may be read and written") from None
         return [Path(f.path).parent.name for f in files if f.is_file and f.base_name == MANIFEST]
 
@@ -129,7 +129,7 @@ class Mirror:
             return
         except OSError as error:
             log.warning("checkpoint %s is not mirrored to %s: %s", checkpoint.name, self._address,
-                        (str(error).splitlines() or ["an error"])[0])
+                        first_line(error))
 
     def _prune(self, newest: Path) -> None:
         """Keep what the folder on disk keeps; of the rest the manifests go first, so that no half is left in use."""
