@@ -13,6 +13,8 @@ from recsys.errors import InputError, Refused
 from recsys.evaluation.aa import MOST_UNITS, aa_of_sums
 from recsys.evaluation.ab.units import Metric, Units
 
+_MOST = 1e15  # beyond it the solver's own rounding is larger than the effect
+
 
 def _rates(base: float, other: float, alpha: float, power: float) -> None:
     for name, value in (("base", base), ("base with the lift", other), ("alpha", alpha), ("power", power)):
@@ -38,8 +40,11 @@ def units_per_arm(base: float, lift: float, alpha: float = 0.05, power: float = 
         raise InputError("setting not allowed", file="power", column="lift", got=lift, expected="a lift other than 0")
     # Solved for a positive effect: the two-sided test is symmetric.
     effect = abs(proportion_effectsize(other, base))
-    n = NormalIndPower().solve_power(effect, alpha=alpha, power=power)
-    return round(float(np.ravel(n)[0]))
+    n = float(np.ravel(NormalIndPower().solve_power(effect, alpha=alpha, power=power))[0]) if effect else math.inf
+    if not n < _MOST:
+        raise Refused(f"a lift of {lift:g} of a rate of {base:g} needs more than {_MOST:.0e} units an arm: no experiment "
+                      f"is that large; look for a larger lift, or for something that happens more often")
+    return round(n)
 
 
 def detectable_lift(base: float, units: int, alpha: float = 0.05, power: float = 0.8) -> float:
