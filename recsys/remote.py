@@ -5,9 +5,9 @@
     # what they finished is there
 
 A bucket cannot rename, and has no folders. So a copy is what its ``_index.json`` says, which is written last and holds
-every file's size and SHA-256; files that are about to be replaced leave the index before, so that a copy killed half way
-is a smaller one, not a damaged one. What is unfinished here (hidden folders) is not copied; a killed stage is begun again
-elsewhere, but for training, which goes on from its mirrored checkpoints (``training.mirror``).
+every file's size and SHA-256; files that are about to be replaced leave the index before, so that a copy killed
+half way is a smaller one, not a damaged one. What is unfinished here (hidden folders) is not copied; a killed stage is
+begun again elsewhere, but for training, which goes on from its mirrored checkpoints (``training.mirror``).
 
 Beside the folder here lies what both sides had when they last agreed: a result that could not be copied is kept and
 copied by the next run, and a file that another machine has removed is removed here.
