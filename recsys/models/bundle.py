@@ -206,6 +206,7 @@ def load_bundle(folder: str | Path, device: str = "auto", precision: Literal["fl
         InputError: a file is missing or damaged, or they do not fit each other.
     """
     folder, at = Path(folder), pick_device(device)
+    _check_files(folder)
     parts = read_parts(folder)
     spec = parts.spec
     if "model" not in spec:
@@ -217,7 +218,6 @@ def load_bundle(folder: str | Path, device: str = "auto", precision: Literal["fl
     models: list[Ranker] = []
     scoring = None if spec.get("scoring") is None else Scoring.from_json(spec["scoring"])
     if scoring is not None:
-        _check_files(folder)
         scoring = scoring if precision is None else replace(scoring, precision=precision)
     encoder, content = parts.loaded["encoder"], parts.loaded["content"]
     # However the tables were spread while training, they are whole here.
@@ -258,8 +258,12 @@ def read_parts(folder: Path) -> Parts:
         spec = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError("damaged file", file=file, got=str(error), expected="JSON") from None
+    if not isinstance(spec, dict):
+        raise InputError("damaged file", file=file, got=spec, expected="an object")
     if spec.get("format") not in (1, FORMAT):
         raise InputError("unknown format", file=file, column="format", got=spec.get("format"), expected=str(FORMAT))
+    if missing := [k for k in ("features", "has_content", "model_id") if k not in spec]:
+        raise InputError("damaged file", file=file, column=missing[0], got=sorted(spec), expected="this key")
     vocabulary = folder / "vocabulary.parquet"
     has_values = any(v["rows"] > 1 for v in spec["features"]["tables"].values() if v["kind"] == "vocabulary")
     table = read_parquet(vocabulary) if has_values or spec["has_content"] else pq.read_table(vocabulary)

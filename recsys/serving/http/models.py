@@ -95,7 +95,7 @@ class Models:
                 raise InputError("not a name for a model", got=name, expected="letters, digits, '.', '_' and '-'")
         self._folders, self._device, self._loads, self._load = dict(folders), device, loads, load
         self._served: dict[str, Served] = {}
-        self._failed: dict[str, str] = {}
+        self._failed: set[tuple[str, str]] = set()
         self._loading = threading.Lock()
 
     @property
@@ -159,11 +159,11 @@ class Models:
                 served = Served(name, chosen, self._load(folder, self._device))
                 served.warm_up()
             except InputError as error:
-                self._failed[name] = f"version {chosen} could not be loaded"
+                self._failed.add((name, chosen))
                 self._loads(name, "failed")
                 log.error("model %s: version %s could not be loaded: %s", name, chosen, error)
                 raise
-            self._failed.pop(name, None)
+            self._failed.discard((name, chosen))
             self._served[name] = served
             self._loads(name, "loaded")
             log.info("model %s: version %s (%s) is served", name, chosen, served.scorer.model_id)
@@ -187,8 +187,9 @@ class Models:
             served = self._served.get(name)
             for version in self.versions(name):
                 used = served is not None and served.version == version
+                reason = "could not be loaded" if (name, version) in self._failed else "not in use"
                 rows.append({"name": name, "version": version, "state": "READY" if used else "UNAVAILABLE",
-                             "reason": "" if used else self._failed.get(name, "not in use")})
+                             "reason": "" if used else reason})
         return rows
 
 

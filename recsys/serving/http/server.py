@@ -21,6 +21,7 @@ import uvicorn
 from recsys.errors import InputError
 from recsys.log import log, setup_logging
 from recsys.serving.http.app import App, make_app
+from recsys.serving.http.connection import Connection
 from recsys.serving.http.control import Control
 from recsys.serving.http.metrics import SHARED
 from recsys.serving.http.routes import Route, access_line
@@ -108,7 +109,7 @@ def _work(options: ServeOptions, listener: socket.socket, control: Control | Non
     gc.freeze()
     sys.setswitchinterval(_SWITCH)  # the event loop must not wait 5 ms for the model's thread
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE,
-                            timeout_keep_alive=_KEEP_ALIVE, server_header=False, ws="none")
+                            timeout_keep_alive=_KEEP_ALIVE, server_header=False, ws="none", http=Connection)
     log.info("serving %s on http://%s:%d (API: /docs)", ", ".join(options.models), options.host,
              listener.getsockname()[1])
     # uvicorn raises the signal again after it has drained: then the process ends well.

@@ -190,8 +190,13 @@ def test_a_damaged_version_leaves_the_served_one_in_place(model: Path, tmp_path:
         assert answer.status_code == 400
         assert str(tmp_path) not in answer.text
         assert client.post("/v2/models/a/infer", json=as_json(some_rows(1))).json()["model_version"] == "1"
-        assert client.post("/v2/repository/index").json()[1]["reason"] == "version 2 could not be loaded"
-        assert 'recsys_model_loads_total{model="a",outcome="failed"} 1.0' in client.get("/metrics").text
+        for text in ("[]", "null", '{"format": 2}', "{"):
+            (tmp_path / "2" / "model.json").write_text(text)
+            assert client.post("/v2/repository/models/a/load").status_code == 400
+        shutil.copytree(model, tmp_path / "3")
+        reasons = [r["reason"] for r in client.post("/v2/repository/index").json()]
+        assert reasons == ["", "could not be loaded", "not in use"]
+        assert 'recsys_model_loads_total{model="a",outcome="failed"} 5.0' in client.get("/metrics").text
 
 
 def test_numbers_at_the_edge_never_make_a_500(client: Client) -> None:
