@@ -27,7 +27,7 @@ from typing import Any
 from recsys.errors import InputError
 from recsys.log import log
 from recsys.stage import write_json
-from recsys.storage import file_size, filesystem, first_line, is_url, open_output
+from recsys.storage import SCHEMES, file_size, filesystem, first_line, is_url, open_output
 
 INDEX = "_index.json"
 EVERY = 60.0
@@ -43,8 +43,8 @@ def addresses_at_hand(arguments: Sequence[str]) -> Iterator[list[str]]:
 
     Args:
         arguments: the words after ``recsys``; a word, or what follows ``--option=``, may be the s3://, gs:// or
-            abfs:// address of a folder or a file. What follows ``--set`` and ``--file`` is left as it is, and so is all
-            where the verb is one of :data:`OWN`.
+            abfs:// address of a folder or a file. Other addresses (redis://, https://) are left as they are, and so are
+            what follows ``--set`` and ``--file``, and all where the verb is one of :data:`OWN`.
 
     Raises:
         InputError: under torchrun with several ranks, which must all see the folder.
@@ -54,7 +54,8 @@ def addresses_at_hand(arguments: Sequence[str]) -> Iterator[list[str]]:
         if not OWN & set(found[:4]):  # options of every verb may stand before it
             for i, word in enumerate(found):
                 option, _, value = word.partition("=") if word.startswith("--") else ("", "", word)
-                if is_url(value) and not {option, found[i - 1] if i else ""} & {"--set", "--file"}:
+                settings = {option, found[i - 1] if i else ""} & {"--set", "--file"}
+                if is_url(value) and value.partition("://")[0] in SCHEMES and not settings:
                     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
                         raise InputError("several ranks need a folder that all of them see", file=value,
                                          expected="a mounted bucket, or a path with training.mirror")

@@ -151,6 +151,8 @@ def test_only_addresses_of_folders_are_replaced(monkeypatch: pytest.MonkeyPatch,
     assert words("prepare", "x", "--out=s3://b/run") == ["prepare", "x", "--out=/here/b/run"]
     kept = ["train", "x.yaml", "--out", "o", "--set", "training.mirror=s3://b/r", "--set", "s3://odd"]
     assert words(*kept) == kept
+    kept = ["load-users", "u.parquet", "--redis", "redis://localhost:6379/0"]  # the verb's own kind of address
+    assert words(*kept) == kept
     assert words("score", "--input", "s3://b/x") == ["score", "--input", "s3://b/x"]
     assert words("ope", "s3://b/x", "--target=s3://b/y=1") == ["ope", "/here/b/x", "--target=/here/b/y=1"]
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -55,6 +55,18 @@ def test_no_address_and_no_server_are_input_errors():
             RedisUsers(f"redis://127.0.0.1:{free.getsockname()[1]}/0")
 
 
+def test_the_command_line_hands_the_address_of_redis_on(parquet, capsys):
+    from recsys.cli import main
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"redis://127.0.0.1:{free.getsockname()[1]}/0"
+        with pytest.raises(SystemExit) as end:
+            main(["load-users", str(parquet), "--redis", url])
+    assert end.value.code == 2
+    assert "Redis does not answer" in capsys.readouterr().err
+
+
 def test_what_redis_could_not_give_back_is_refused(tmp_path):
     pq.write_table(pa.table({"user_id": ["u"], "seen": pa.array([0], pa.timestamp("us"))}), tmp_path / "u.parquet")
     with pytest.raises(InputError, match="column seen: a column that cannot be kept"):
