@@ -49,7 +49,7 @@ def addresses_at_hand(arguments: Sequence[str]) -> Iterator[list[str]]:
     Raises:
         InputError: under torchrun with several ranks, which must all see the folder.
     """
-    found = list(arguments)
+    found, addresses = list(arguments), {}
     with contextlib.ExitStack() as stack:
         if not OWN & set(found[:4]):  # options of every verb may stand before it
             for i, word in enumerate(found):
@@ -61,7 +61,15 @@ def addresses_at_hand(arguments: Sequence[str]) -> Iterator[list[str]]:
                                          expected="a mounted bucket, or a path with training.mirror")
                     here = str(stack.enter_context(at_hand(value)))
                     found[i] = f"{option}={here}" if option else here
-        yield found
+                    addresses[here] = value.rstrip("/")
+        try:
+            yield found
+        except InputError as error:  # a copy's path says nothing to who gave an address
+            here = next((h for h in addresses if str(error.file).startswith(h)), "")
+            if not here:
+                raise
+            raise InputError(error.message, file=addresses[here] + str(error.file).removeprefix(here),
+                             column=error.column, row=error.row, got=error.got, expected=error.expected) from None
 
 
 @contextlib.contextmanager

@@ -155,6 +155,11 @@ def test_only_addresses_of_folders_are_replaced(monkeypatch: pytest.MonkeyPatch,
     assert words(*kept) == kept
     assert words("score", "--input", "s3://b/x") == ["score", "--input", "s3://b/x"]
     assert words("ope", "s3://b/x", "--target=s3://b/y=1") == ["ope", "/here/b/x", "--target=/here/b/y=1"]
+    with pytest.raises(InputError, match=r"^s3://b/x/ads\.parquet, row 3: odd; got 1$"), \
+            addresses_at_hand(["embed", "s3://b/x"]) as found:
+        raise InputError("odd", file=Path(found[1]) / "ads.parquet", row=3, got=1)
+    with pytest.raises(InputError, match=r"^/elsewhere: odd$"), addresses_at_hand(["embed", "s3://b/x"]):
+        raise InputError("odd", file="/elsewhere")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="several ranks"):
         words("train", "x.yaml", "--out", "s3://b/run")
