@@ -78,7 +78,8 @@ def _outside_unit(a: Any) -> Any:
 
 
 def _not_propensity(a: Any) -> Any:
-    return pc.or_(pc.invert(pc.and_(pc.greater(a, 0.0), pc.less_equal(a, 1.0))), pc.is_nan(a))
+    # Below, sums of squared weights overflow, and no logging policy means it.
+    return pc.or_(pc.invert(pc.and_(pc.greater(a, 1e-70), pc.less_equal(a, 1.0))), pc.is_nan(a))
 
 
 def _one_of(*values: str) -> Bad:

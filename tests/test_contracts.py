@@ -46,7 +46,7 @@ def test_wrong_type_names_the_first_row_that_does_not_fit():
     assert (error.column, error.row, error.got) == ("propensity", 2, "many")
 
 
-@pytest.mark.parametrize("bad", [0.0, -0.1, 1.0001, float("nan"), float("inf")])
+@pytest.mark.parametrize("bad", [0.0, -0.1, 1e-300, 1.0001, float("nan"), float("inf")])
 def test_a_propensity_outside_its_range_is_refused(bad: float):
     error = problem(impressions(propensity=[0.5, bad]))
     assert (error.column, error.row) == ("propensity", 1)
