@@ -13,7 +13,7 @@ from recsys.errors import InputError, Refused
 from recsys.evaluation.aa import MOST_UNITS, aa_of_sums
 from recsys.evaluation.ab.units import Metric, Units
 
-_MOST = 1e15  # beyond it the solver's own rounding is larger than the effect
+_LEAST_EFFECT = 1e-6  # about 10^13 units; the solver finds nothing much below
 
 
 def _rates(base: float, other: float, alpha: float, power: float) -> None:
@@ -31,6 +31,9 @@ def units_per_arm(base: float, lift: float, alpha: float = 0.05, power: float = 
         alpha: level.
         power: chance to find it.
 
+    Raises:
+        InputError: a setting out of its range. Refused: an effect that no experiment is large enough for.
+
     References:
         Cohen (1988). Statistical power analysis, chapter 6: arcsine effect size (statsmodels' NormalIndPower).
     """
@@ -40,11 +43,11 @@ def units_per_arm(base: float, lift: float, alpha: float = 0.05, power: float = 
         raise InputError("setting not allowed", file="power", column="lift", got=lift, expected="a lift other than 0")
     # Solved for a positive effect: the two-sided test is symmetric.
     effect = abs(proportion_effectsize(other, base))
-    n = float(np.ravel(NormalIndPower().solve_power(effect, alpha=alpha, power=power))[0]) if effect else math.inf
-    if not n < _MOST:
-        raise Refused(f"a lift of {lift:g} of a rate of {base:g} needs more than {_MOST:.0e} units an arm: no experiment "
-                      f"is that large; look for a larger lift, or for something that happens more often")
-    return round(n)
+    if effect < _LEAST_EFFECT:
+        raise Refused(f"a lift of {lift:g} of a rate of {base:g} needs more units than any experiment has: look for a "
+                      f"larger lift, or for something that happens more often")
+    n = NormalIndPower().solve_power(effect, alpha=alpha, power=power)
+    return round(float(np.ravel(n)[0]))
 
 
 def detectable_lift(base: float, units: int, alpha: float = 0.05, power: float = 0.8) -> float:

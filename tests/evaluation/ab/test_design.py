@@ -26,8 +26,9 @@ def test_bad_power_settings():
     for base, lift in ((0.0, 0.1), (1.2, 0.1), (0.6, 0.9), (0.2, -1.0), (0.2, 0.0)):
         with pytest.raises(InputError, match="setting not allowed"):
             units_per_arm(base, lift)
+    assert units_per_arm(0.5, 3e-6) > 1e12  # the smallest effects are still found
     for base, lift in ((1e-12, 1e-9), (0.3, 1e-17), (1e-300, 1e-3), (0.5, 1e-9)):
-        with pytest.raises(Refused, match="no experiment is that large"):
+        with pytest.raises(Refused, match="than any experiment has"):
             units_per_arm(base, lift)
     with pytest.raises(InputError, match="column units"):
         detectable_lift(0.2, 1)
