@@ -84,8 +84,8 @@ class Mirror:
         data = self._read(f"{name}/{MANIFEST}")
         try:
             facts = json.loads(data)
-            files, identity = facts["files"], facts["facts"].get("identity")
-        except (ValueError, KeyError, AttributeError) as error:
+            files, identity = list(facts["files"]), facts["facts"].get("identity")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Damaged(f"{MANIFEST} cannot be read ({error})") from None
         if identity != self._identity:
             shutil.rmtree(to)

@@ -86,6 +86,20 @@ def test_half_a_copy_is_none_and_a_damaged_one_is_named(tmp_path: Path, caplog: 
     assert f"{names[1]} is not used" in caplog.text
 
 
+@pytest.mark.parametrize("manifest", ["", "[]", "7", '{"files": 5, "facts": {}}', '{"files": {}, "facts": null}'])
+def test_a_manifest_of_another_shape_is_a_damaged_copy(manifest: str, tmp_path: Path,
+                                                       caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "there" / "epoch-0001" / MANIFEST
+    path.parent.mkdir(parents=True)
+    path.write_text(manifest)
+    (tmp_path / "here").mkdir()
+    log.propagate = True
+    Mirror(str(tmp_path / "there"), "id").fetch(tmp_path / "here")
+    log.propagate = False
+    assert "is not used" in caplog.text
+    assert not list((tmp_path / "here").iterdir())
+
+
 def test_another_runs_checkpoints_are_refused(tmp_path: Path) -> None:
     there = str(tmp_path / "bucket")
     _push(there, _checkpoint(tmp_path / "a", "epoch-0000-batch-000000001", identity="other"))
