@@ -17,7 +17,6 @@ from pydantic import Field, model_validator
 from scipy.special import expit, ndtr
 
 from recsys.config import Strict, parse_model, read_yaml
-from recsys.contracts import SURFACES
 from recsys.datasets.marketplace_text import STYLES, SUBTOPICS, vocabulary
 from recsys.errors import InputError
 
@@ -261,10 +260,3 @@ def load_params(folder: Path) -> MarketplaceParams:
     """The parameters saved beside the hidden state."""
     path = folder / "params.json"
     return parse_model(MarketplaceParams, read_yaml(path), path)  # JSON is YAML
-
-
-def surface_index(names: np.ndarray) -> np.ndarray:
-    """Index in SURFACES of surface names."""
-    order = np.argsort(SURFACES)
-    index: np.ndarray = order[np.searchsorted(np.array(SURFACES)[order], names)]
-    return index
