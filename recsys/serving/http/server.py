@@ -157,12 +157,18 @@ def _supervise(options: ServeOptions) -> None:
     context = multiprocessing.get_context("spawn")
     ending: list[int] = []
     workers: list[Any] = []
+    told: set[int] = set()
+
+    def tell(again: bool) -> None:
+        """SIGTERM to the workers; to a worker that drains, a second one means at once."""
+        for worker in workers:
+            if worker.is_alive() and (again or worker.pid not in told):
+                told.add(worker.pid)
+                worker.terminate()
 
     def end(signum: int, _: Any) -> None:
         ending.append(signum)
-        for worker in workers:
-            if worker.is_alive():
-                worker.terminate()
+        tell(again=True)
 
     with tempfile.TemporaryDirectory(prefix="recsys-serve-") as name:
         folder = Path(name)
@@ -189,9 +195,7 @@ def _supervise(options: ServeOptions) -> None:
                         raise InputError("workers cannot start", got=f"exit code {worker.exitcode}",
                                          expected="what their messages above say")
         finally:
-            for worker in workers:
-                if worker.is_alive():
-                    worker.terminate()
+            tell(again=False)
             for worker in workers:
                 worker.join(_GRACE + options.drain + 10)
                 worker.kill()
