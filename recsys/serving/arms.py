@@ -94,7 +94,7 @@ def register_experiment(experiment: ServedExperimentConfig, state: Path) -> dict
 
     Raises:
         Refused: an experiment of this id was served by another rule or with other arms.
-        InputError: the file is damaged.
+        InputError: the file is damaged, or the folder cannot be made.
     """
     rule = experiment_rule(experiment)
     path = _path(state, experiment.id)
@@ -107,7 +107,11 @@ def register_experiment(experiment: ServedExperimentConfig, state: Path) -> dict
                           f"({changed if same else 'the file was edited'}; {path}): serve what was registered, or "
                           "give the new one another id")
         return found
-    state.mkdir(parents=True, exist_ok=True)
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError("the log's state folder cannot be made", file=state, got=error.strerror,
+                         expected="a folder that may be written") from None
     made = {"experiment": rule, "sha256": sha256_json(rule),
             "registered": dt.datetime.now(dt.UTC).isoformat(timespec="seconds")}
     write_json(path, made)

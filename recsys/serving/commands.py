@@ -138,6 +138,9 @@ def main(arguments: list[str] | None = None) -> None:
     except RecsysError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:  # a full disk, a read-only folder: the user's to mend, so no traceback
+        typer.echo(f"error: {error.filename or 'input/output'}: {error.strerror or error}", err=True)
+        sys.exit(1)
 
 
 def _summary(manifest: dict[str, Any], output: Path) -> str:

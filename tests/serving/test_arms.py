@@ -56,6 +56,12 @@ def test_arms_that_do_not_add_up_are_named(change, words):
         experiment(**change)
 
 
+def test_a_state_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "log").write_text("a file")
+    with pytest.raises(InputError, match=r"_state: the log's state folder cannot be made.*Not a directory"):
+        register_experiment(experiment(), tmp_path / "log" / "_state")
+
+
 def test_the_registered_rule_as_options_of_ab(tmp_path):
     register_experiment(experiment(decision={"confidence": 0.9, "looks": 2}), tmp_path)
     found = registered_experiment(tmp_path, "e1")
