@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import yaml
 
 from recsys.config import ExperimentConfig
@@ -17,6 +18,7 @@ from recsys.content import make_encoder
 from recsys.content.llama import require_peft
 from recsys.datasets.split import prepare_split
 from recsys.errors import InputError, RecsysError
+from recsys.evaluation.segments import read_segments
 from recsys.experiment.arms import arm_policy, index_content, train_arm, write_truth
 from recsys.experiment.content import embed_arm, semantic_ids_of_arm
 from recsys.experiment.registration import register, require_unchanged
@@ -65,6 +67,18 @@ def prepare_data(config: ExperimentConfig, arms: list[str], out: Path, data_home
         save_config(config, out)
 
 
+def check_segments(config: ExperimentConfig, out: Path) -> None:
+    """Refuse segments that the report could not tell apart, before hours of training.
+
+    Raises:
+        InputError: a column of ``decision.segments`` is missing, or differs within a request.
+    """
+    if wanted := config.decision.segments:
+        file = out / "split" / "test.parquet"
+        names = [n for n in ("request_id", *wanted) if n in pq.read_schema(file).names]
+        read_segments(pq.read_table(file, columns=names), wanted, config.decision.segment_values)
+
+
 def save_config(config: ExperimentConfig, out: Path) -> None:
     """Write the resolved experiment file beside the results."""
     out.mkdir(parents=True, exist_ok=True)
@@ -93,7 +107,9 @@ def run_experiment(config: ExperimentConfig, out: str | Path, data_home: str | P
         raise InputError("an experiment compares arms", file="experiment", column="arms", got=sorted(config.arms),
                          expected="at least two arms")
     require_unchanged(config, out)
-    prepare_data(config, list(config.arms), out, data_home)
+    with nothing_left_of_bad_input(out):
+        prepare_data(config, list(config.arms), out, data_home)
+        check_segments(config, out)
     register(config, out)
     retrieval: dict[str, Any] = {}
     for name in sorted({a.retrieval.retriever for a in config.arms.values() if a.retrieval is not None}):

@@ -363,3 +363,10 @@ def test_upworthy_on_another_file_of_the_same_shape(data_home: Path, tmp_path: P
     # Loose on purpose: a third of the file is a noisy judge; benchmarks/upworthy_splits.py is the measurement.
     assert minilm["estimate"] > 0.03
     assert lift["arms"]["minilm"]["diagnostics"]["oracle_lift"]["noisy"] > minilm["estimate"]
+
+
+def test_segments_that_are_not_there_are_refused_before_anything_is_trained(tmp_path: Path):
+    config = load_config("marketplace", [*SMALL, "decision.segments=[surface, nosuch]"])
+    with pytest.raises(InputError, match=r"column nosuch: missing column; .*decision\.segments"):
+        run_experiment(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
