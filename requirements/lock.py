@@ -17,8 +17,8 @@ from packaging.requirements import Requirement
 
 HERE = Path(__file__).parent
 DEV = ["ruff", "mypy", "pytest", "hypothesis", "httpx", "pandas", "types-PyYAML", "setuptools", "packaging",
-       "obp", "optuna", "tensorboardX", "redis", "moto", "flask", "flask-cors", "triton", "fastapi", "tritonclient",
-       "geventhttpclient", "schemathesis", "gcp-storage-emulator"]
+       "obp", "optuna", "ray", "tensorboardX", "redis", "moto", "flask", "flask-cors", "triton", "fastapi",
+       "tritonclient", "geventhttpclient", "schemathesis", "gcp-storage-emulator"]
 # torchrec asks for the CUDA build by name; the lock names the build itself.
 REPLACED = {"fbgemm-gpu"}
 # Used for the model or data files they carry; their code is never imported, so what it needs is left out.

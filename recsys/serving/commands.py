@@ -21,26 +21,33 @@ _Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 def score(
     model: _Model,
-    input: Annotated[list[str], typer.Option("--input", help="Parquet file or glob of impressions, or of requests "
-                                                             "with a candidates list. May be repeated.")],
-    output: Annotated[Path, typer.Option("--output", help="Output folder: part-*.parquet, rejected.parquet, "
-                                                          "manifest.json.")],
+    input: Annotated[list[str], typer.Option("--input", help="Parquet file, address (s3://...) or glob of impressions "
+                                                             "or requests with a candidates list. May be repeated.")],
+    output: Annotated[str, typer.Option("--output", help="Output folder or address: part-*.parquet, rejected.parquet, "
+                                                         "manifest.json.")],
     more: Annotated[list[str] | None, typer.Argument(help="Further input files, as a shell expands a glob.",
                                                         show_default=False)] = None,
     ads: Annotated[Path | None, typer.Option(help="ads.parquet: score every candidate of a row, not only its own "
                                                      "ad.")] = None,
-    shard_rows: Annotated[int, typer.Option(help="Input rows of a shard, the unit that a rerun skips.")] = 200_000,
+    shard_rows: Annotated[int, typer.Option(help="Input rows of a shard, the unit that a rerun skips.")] = 131_072,
     batch_rows: Annotated[int, typer.Option(help="Most pairs that the model sees at once.")] = 16_384,
     keep: Annotated[list[str] | None, typer.Option(help="Input column to carry into the output. May be "
                                                            "repeated.")] = None,
     device: _Device = "auto",
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one a core, where there is work for "
+                                                            "them.")] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray: shards are tasks of a Ray cluster.")] = "local",
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
-    """Score Parquet in bulk. Run again after a kill, it goes on; run again after the end, it does nothing."""
+    """Score Parquet in bulk. Run again after a kill, it goes on; run again after the end, it does nothing; run it on
+    several machines, they share the work."""
     from recsys.serving.batch import score_batch
 
+    if engine not in ("local", "ray"):
+        raise InputError("no such engine", file="--engine", got=engine, expected="local or ray")
     manifest = score_batch(model, [*input, *(more or [])], output, ads=ads, shard_rows=shard_rows,
-                           batch_rows=batch_rows, keep=keep or (), device=device)
+                           batch_rows=batch_rows, keep=keep or (), device=device, workers=workers,
+                           engine="ray" if engine == "ray" else "local")
     typer.echo(json.dumps(manifest, indent=2) if as_json else _summary(manifest, output))
 
 
@@ -143,7 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(1)
 
 
-def _summary(manifest: dict[str, Any], output: Path) -> str:
+def _summary(manifest: dict[str, Any], output: str) -> str:
     rows = manifest["rows"]
     text = f"{output}: {rows['scored']:,} scored, {rows['rejected']:,} rejected"
     reasons = "; ".join(f"{n:,} {reason}" for reason, n in sorted(manifest["facts"]["reasons"].items()))

@@ -8,30 +8,32 @@ one sees, so its scores are equal to the last bit.
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from recsys.contracts import open_parquet
 from recsys.errors import InputError
 from recsys.stage import sha256_file
+from recsys.storage import file_size, filesystem, is_url
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """One Parquet file of the input manifest; ``sha256`` is of its bytes."""
+    """One Parquet file (or object) of the input manifest; ``sha256`` is of its bytes (an object's: its fingerprint)."""
 
-    path: Path
+    path: str | Path
     rows: int
     sha256: str
     columns: tuple[str, ...]
 
-    def identity(self) -> dict[str, Any]:
-        """What the job's key takes of the file: contents and name, not where it lies."""
-        return {"name": self.path.name, "rows": self.rows, "sha256": self.sha256}
+    @property
+    def name(self) -> str:
+        """The file's name without its folder."""
+        return Path(self.path).name
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,18 @@ class Shard:
         return asdict(self)
 
 
-def find_inputs(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Files named by paths and globs, in the order given; a glob's matches are sorted.
+def find_inputs(patterns: str | Path | Sequence[str | Path]) -> list[str | Path]:
+    """Files named by paths, addresses (s3://...) and globs of either, in the order given; a glob's matches are sorted.
 
     Raises:
         InputError: a path that is not there, a folder, a glob without a match, or the same file twice.
     """
     given = [patterns] if isinstance(patterns, str | Path) else list(patterns)
-    found: list[Path] = []
+    found: list[str | Path] = []
     for pattern in map(str, given):
+        if is_url(pattern):
+            found += _objects(pattern)
+            continue
         if Path(pattern).is_dir():
             raise InputError("is a folder", file=pattern, expected=f"Parquet files, such as '{pattern}/*.parquet'")
         matches = [Path(pattern)] if Path(pattern).is_file() else sorted(map(Path, glob.glob(pattern, recursive=True)))
@@ -71,7 +76,36 @@ def find_inputs(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
     return found
 
 
-def read_inputs(paths: Sequence[Path]) -> list[InputFile]:
+def _objects(pattern: str) -> list[str | Path]:
+    from pyarrow.fs import FileSelector
+
+    if not any(c in pattern for c in "*?["):
+        if file_size(pattern) is None:
+            raise InputError("no such file", file=pattern, expected="a Parquet object or a glob that matches some")
+        return [pattern]
+    system, path = filesystem(pattern)
+    fixed = path[: min(path.index(c) for c in "*?[" if c in path)].rpartition("/")[0]
+    address = pattern[: len(pattern) - len(path)]
+    try:
+        listed = system.get_file_info(FileSelector(fixed, recursive=True, allow_not_found=True))
+    except OSError as error:
+        raise InputError("cannot be listed", file=pattern, got=str(error).splitlines()[0],
+                         expected="a reachable endpoint and the right to list") from None
+    wanted = re.compile(_translate(path))
+    found = sorted(f.path for f in listed if f.is_file and wanted.match(f.path))
+    if not found:
+        raise InputError("no such file", file=pattern, expected="a glob that matches some Parquet objects")
+    return [address + p for p in found]
+
+
+def _translate(pattern: str) -> str:
+    """A glob as a regular expression: ``*`` and ``?`` stay within a folder, ``**/`` crosses folders."""
+    parts = re.split(r"(\*\*/|\*|\?|\[[^\]]*\])", pattern)
+    known = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
+    return "".join(known.get(p) or (p.replace("[!", "[^") if p[:1] == "[" else re.escape(p)) for p in parts) + r"\Z"
+
+
+def read_inputs(paths: Sequence[str | Path]) -> list[InputFile]:
     """The input manifest: rows, columns and checksum of every file.
 
     Raises:
@@ -105,7 +139,7 @@ class RowReader:
         batch_rows: rows of a batch.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str], batch_rows: int) -> None:
+    def __init__(self, path: str | Path, columns: Sequence[str], batch_rows: int) -> None:
         self.path, self._columns, self._batch_rows = path, list(columns), batch_rows
         self._file = open_parquet(path)
         self._position = 0
@@ -151,6 +185,8 @@ class RowReader:
         try:
             return next(self._batches)
         except (pa.ArrowException, OSError, StopIteration) as error:
+            if isinstance(error, OSError) and is_url(self.path):
+                raise  # more likely the network than the file: finished shards must stay
             got = (str(error).splitlines() or ["fewer rows than its footer says"])[0]
             raise InputError("damaged Parquet file", file=self.path, got=got,
                              expected="a complete Parquet file") from None

@@ -87,7 +87,7 @@ class Pairs:
             self._ads, own = load_ads(ads, columns)
         self._info = DatasetInfo(name="scoring", ad_features=own)
 
-    def wanted(self, present: Sequence[str], file: Path) -> list[str]:
+    def wanted(self, present: Sequence[str], file: str | Path) -> list[str]:
         """Columns to read of a file that has the columns ``present``.
 
         Raises:
@@ -114,7 +114,7 @@ class Pairs:
                  *self.keep]
         return [n for n in dict.fromkeys(names) if n in present]
 
-    def make(self, table: pa.Table, file: Path, offset: int) -> Iterator[tuple[pa.Table, pa.Table]]:
+    def make(self, table: pa.Table, file: str | Path, offset: int) -> Iterator[tuple[pa.Table, pa.Table]]:
         """Split input rows into (pairs to score, REJECTED rows), a bounded number at a time.
 
         Args:
@@ -142,7 +142,7 @@ class Pairs:
             pairs, rejected = self._look_up(table, file)
             yield self._check(pairs, rejected, file)
 
-    def _look_up(self, table: pa.Table, file: Path) -> tuple[pa.Table, list[pa.Table]]:
+    def _look_up(self, table: pa.Table, file: str | Path) -> tuple[pa.Table, list[pa.Table]]:
         """Rows without candidates: as they are; only columns that they lack come from the ads table."""
         if self._ads is None:
             return table, []
@@ -157,7 +157,7 @@ class Pairs:
             table = table.append_column(name, self._ads[name].take(known))
         return table.filter(pc.invert(lost)), [rejected]
 
-    def _expand(self, table: pa.Table, ads: pa.Table, file: Path) -> tuple[pa.Table, list[pa.Table]]:
+    def _expand(self, table: pa.Table, ads: pa.Table, file: str | Path) -> tuple[pa.Table, list[pa.Table]]:
         if "bid" not in ads.column_names and "bid" in table.column_names:
             table = table.drop_columns("bid")  # the shown ad's bid is not another candidate's
         empty = pc.equal(pc.list_value_length(table["candidates"]), 0)
@@ -179,7 +179,7 @@ class Pairs:
             table = table.set_column(table.column_names.index("candidates"), "candidates", lists)
         return expand_candidates(table, ads, self._info), rejected
 
-    def _check(self, pairs: pa.Table, rejected: list[pa.Table], file: Path) -> tuple[pa.Table, pa.Table]:
+    def _check(self, pairs: pa.Table, rejected: list[pa.Table], file: str | Path) -> tuple[pa.Table, pa.Table]:
         """Reject pairs with a null id, a bid that is no amount, or a number that is not finite."""
         if "bid" not in pairs.column_names:
             pairs = pairs.append_column("bid", pa.nulls(pairs.num_rows, pa.float64()))
@@ -196,11 +196,12 @@ class Pairs:
         return pairs, pa.concat_tables([REJECTED.schema().empty_table(), *rejected]).sort_by("row")
 
 
-def reject(pairs: pa.Table, file: Path, column: str, reason: str) -> pa.Table:
+def reject(pairs: pa.Table, file: str | Path, column: str, reason: str) -> pa.Table:
     """REJECTED rows of the given pairs, all for the same reason."""
     n = pairs.num_rows
-    columns = [pa.repeat(pa.scalar(file.name), n), pairs[ROW], *(pairs[c] for c in ("request_id", "user_id", "ad_id")),
-               pa.repeat(pa.scalar(column), n), pa.repeat(pa.scalar(reason), n)]
+    ids = (pairs[c] for c in ("request_id", "user_id", "ad_id"))
+    columns = [pa.repeat(pa.scalar(Path(file).name), n), pairs[ROW], *ids, pa.repeat(pa.scalar(column), n),
+               pa.repeat(pa.scalar(reason), n)]
     return pa.table(columns, schema=REJECTED.schema())
 
 

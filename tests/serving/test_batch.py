@@ -15,7 +15,8 @@ import pytest
 from recsys.contracts import SCORES, validate
 from recsys.errors import InputError, RecsysError
 from recsys.serving import load_scorer, read_scores, score_batch
-from recsys.serving.job import only_writer
+from recsys.serving.job import new_job
+from recsys.serving.places import place
 from recsys.serving.rows import REJECTED
 from recsys.stage import sha256_file
 from tests.serving.conftest import make_ads, make_impressions
@@ -259,8 +260,9 @@ def test_a_foreign_folder_is_refused(model: Path, impressions: Path, tmp_path: P
 
 
 def test_two_jobs_do_not_write_to_one_folder(model: Path, impressions: Path, tmp_path: Path) -> None:
-    with only_writer(tmp_path / "out"), pytest.raises(RecsysError, match="another scoring job"):
-        score_batch(model, impressions, tmp_path / "out")
+    with place(tmp_path / "out").start("another", new_job("another")):
+        with pytest.raises(RecsysError, match="another scoring job"):
+            score_batch(model, impressions, tmp_path / "out")
 
 
 def test_globs_cut_into_the_same_rows(model: Path, impressions: Path, tmp_path: Path) -> None:
