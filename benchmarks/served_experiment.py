@@ -101,15 +101,21 @@ def serve_and_ask(work: Path, traffic: Traffic, number: int, threads: int) -> di
                     assert server.poll() is None, server.communicate()[1]
                     time.sleep(0.2)
 
-            def one(i: int) -> int:
-                answer = client.post("/v1/rank", json=traffic.request(i))
+            def ask(route: str, body: dict[str, Any]) -> httpx.Response:
+                """As a client should: what the service is too busy for was not done, and is asked for again."""
+                while (answer := client.post(route, json=body)).status_code == 503:
+                    time.sleep(float(answer.headers["Retry-After"]) / 10)
                 assert answer.status_code == 200, answer.text
+                return answer
+
+            def one(i: int) -> int:
+                answer = ask("/v1/rank", traffic.request(i))
                 ads = answer.json()["ads"]
                 ids = {ad["slot"]: ad["impression_id"] for ad in ads}
                 events = [{"impression_id": ids[e.pop("slot")], **e}
                           for e in traffic.events(i, [(ad["slot"], ad["ad_id"]) for ad in ads])]
                 if events:
-                    assert client.post("/v1/feedback", json={"events": events}).status_code == 200
+                    ask("/v1/feedback", {"events": events})
                 return len(ads)
 
             started = time.perf_counter()

@@ -26,7 +26,10 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 def test_the_evaluator_finds_the_true_lift_in_the_served_log(tmp_path: Path) -> None:
-    """One fixed seed at 95 %: a check of the wiring; benchmarks/served_experiment.py repeats it."""
+    """A check of the wiring. Requests come in an order of their own each time, so a 95 % interval would miss the truth
+    once in twenty runs: the truth lies within 1.8 of its half-widths (99.96 %). benchmarks/served_experiment.py counts
+    the intervals as they are.
+    """
     out = tmp_path / "found.json"
     done = subprocess.run([
         sys.executable, str(ROOT / "benchmarks" / "served_experiment.py"), "--requests", "4000", "--repeats", "1",
@@ -39,11 +42,18 @@ def test_the_evaluator_finds_the_true_lift_in_the_served_log(tmp_path: Path) -> 
     assert joined["impressions"] == run["served"]["impressions"]  # each answered slot once
     assert (joined["twice"], joined["events_unknown"], joined["events_late"]) == (0, 0, 0)
     assert run["ab"]["true_lift"] > 0.02
-    assert run["ab"]["lift"]["low"] < run["ab"]["true_lift"] < run["ab"]["lift"]["high"]
-    for name, found in run["ope"].items():
+    assert _holds(run["ab"]["lift"], run["ab"]["true_lift"])
+    answered = {name: found for name, found in run["ope"].items() if "refused" not in found}
+    assert "full on the log of full" in answered  # the policy that was logged can always be answered for
+    for name, found in answered.items():
         assert found["largest_propensity_error"] < 1e-5, name  # float32 sums of another batch
         for estimate in found["estimators"].values():
-            assert estimate["low"] < found["true_click_rate"] < estimate["high"], name
+            assert _holds(estimate, found["true_click_rate"]), name
+
+
+def _holds(interval: dict, truth: float) -> bool:
+    middle, half = (interval["high"] + interval["low"]) / 2, (interval["high"] - interval["low"]) / 2
+    return bool(abs(truth - middle) < 1.8 * half)
 
 
 @contextmanager
