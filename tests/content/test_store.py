@@ -19,6 +19,7 @@ from recsys.content import store as store_module
 from recsys.content.ranks import Ranks
 from recsys.contracts import CONTENT, read_parquet
 from recsys.errors import InputError, RecsysError
+from tests.processes import live_glob
 
 HASHED = EncoderConfig(kind="hashed", dim=64)
 
@@ -267,8 +268,8 @@ def test_kill_minus_nine_loses_and_doubles_nothing(tmp_path, tiny_llama):
     kills = 0
     while kills < 4:
         process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        before = len(list(tmp_path.glob(".store.*.parts/*.parquet")))
-        while process.poll() is None and len(list(tmp_path.glob(".store.*.parts/*.parquet"))) < before + 10:
+        before = len(live_glob(tmp_path, ".store.*.parts/*.parquet"))
+        while process.poll() is None and len(live_glob(tmp_path, ".store.*.parts/*.parquet")) < before + 10:
             time.sleep(0.003)
         if process.poll() is not None:
             break

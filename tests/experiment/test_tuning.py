@@ -20,6 +20,7 @@ from filelock import FileLock
 from recsys.config import load_config
 from recsys.errors import InputError
 from recsys.experiment.tuning import run_tuning
+from tests.processes import children_of
 
 SMALL = ["data.simulate={users: 200, advertisers: 20, ads: 100, requests: 5000}", "training.epochs=4",
          "encoders={length: {kind: length}}", "arms={ids_only: {}, length: {content: length}}",
@@ -111,7 +112,7 @@ def test_two_processes_share_a_search_and_end_with_their_parent(tmp_path: Path) 
     process = subprocess.Popen(_command(tmp_path, "out", "--jobs", "2"), env=environment, stdout=subprocess.DEVNULL)
     while process.poll() is None and len(_trials(tmp_path / "out")) < 3:
         time.sleep(0.05)
-    children = [int(p) for p in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    children = children_of(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait()
     deadline = time.monotonic() + 60

@@ -19,6 +19,7 @@ from recsys.serving.job import new_job
 from recsys.serving.places import place
 from recsys.serving.rows import REJECTED
 from recsys.stage import sha256_file
+from tests.processes import live_glob
 from tests.serving.conftest import make_ads, make_impressions
 
 ROOT = Path(__file__).parents[2]
@@ -302,15 +303,15 @@ def test_kill_at_random_moments_then_rerun_equals_an_undisturbed_run(model: Path
     print("seed", seed)
     rng, progress = np.random.default_rng(seed), []
     for _ in range(5):
-        goal = len(list(out.glob("part-*"))) + int(rng.integers(0, 7))
+        goal = len(live_glob(out, "part-*")) + int(rng.integers(0, 7))
         process = subprocess.Popen(command(*settings, "--output", out), stderr=subprocess.DEVNULL)
-        while process.poll() is None and (not (out / "job.json").exists() or len(list(out.glob("part-*"))) < goal):
+        while process.poll() is None and (not (out / "job.json").exists() or len(live_glob(out, "part-*")) < goal):
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.1))
         assert process.poll() is None, "the job was too quick to be killed in the middle"
         process.kill()
         process.wait()
-        progress.append(len(list(out.glob("part-*"))))
+        progress.append(len(live_glob(out, "part-*")))
         assert not (out / "manifest.json").exists()
     assert 0 < progress[-1] < 40
     assert progress == sorted(progress)

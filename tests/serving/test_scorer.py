@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -80,15 +79,6 @@ def test_damaged_folder_is_refused(model_dir: Path, tmp_path: Path, name: str, m
     (tmp_path / name).unlink()
     with pytest.raises(InputError, match="no such file"):
         Scorer.load(tmp_path)
-
-
-@pytest.mark.slow
-def test_throughput(model_dir: Path) -> None:
-    scorer, table = Scorer.load(model_dir), toy_table(200_000, 9)
-    scorer.score(table.slice(0, 1000))
-    started = time.perf_counter()
-    scorer.score(table)
-    assert table.num_rows / (time.perf_counter() - started) > 50_000
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from recsys.serving.places import place
 from recsys.serving.shards import score_shard
 from recsys.storage import filesystem, join
 from tests import stores
+from tests.processes import children_of, command_line, live_glob
 from tests.serving.conftest import make_impressions
 
 ROOT = Path(__file__).parents[2]
@@ -201,20 +202,13 @@ def test_a_full_disk_is_one_line_and_the_rerun_goes_on(model: Path, impressions:
     assert row_checksums(out) == row_checksums(tmp_path / "whole")
 
 
-def children(pid: int) -> list[int]:
-    found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        found += [int(c) for c in task.read_text().split()]
-    return [c for c in found if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
-
-
 @pytest.mark.slow
 def test_processes_score_as_one_and_a_killed_one_is_made_up_for(model: Path, large: Path, tmp_path: Path) -> None:
     score_batch(model, large, tmp_path / "whole", shard_rows=50, workers=1)
     settings = ("--model", model, "--input", large, "--shard-rows", 50)
     out = tmp_path / "out"
     job = subprocess.Popen(command(*settings, "--output", out, "--workers", 3), stderr=subprocess.PIPE, text=True)
-    while job.poll() is None and not children(job.pid):
+    while job.poll() is None and not children_of(job.pid, "spawn_main"):
         time.sleep(0.01)
     victim = None
     while victim is None and job.poll() is None:
@@ -223,7 +217,7 @@ def test_processes_score_as_one_and_a_killed_one_is_made_up_for(model: Path, lar
         os.kill(job.pid, signal.SIGSTOP)
         until = time.monotonic() + 0.2
         while victim is None and time.monotonic() < until:
-            victim = next((pid for pid in children(job.pid) if held(out, pid)), None)
+            victim = next((pid for pid in sorted(children_of(job.pid, "spawn_main")) if held(out, pid)), None)
             time.sleep(0.0005)
         if victim is None:
             os.kill(job.pid, signal.SIGCONT)
@@ -239,7 +233,7 @@ def test_processes_score_as_one_and_a_killed_one_is_made_up_for(model: Path, lar
 
 def held(out: Path, pid: int) -> bool:
     """Whether that process has a shard of the job in hand."""
-    return any(f".{pid}-" in p.name for p in out.glob(".part-*.partial"))
+    return any(f".{pid}-" in p.name for p in live_glob(out, ".part-*.partial"))
 
 
 def call(settings: dict[str, Any], variables: dict[str, str]) -> None:
@@ -302,9 +296,9 @@ def test_ray_scores_the_same_though_a_worker_is_killed(model: Path, large: Path,
 
     def kill_one() -> None:
         while not stop.wait(0.002):
-            for partial in out.glob(".part-*.partial"):
+            for partial in live_glob(out, ".part-*.partial"):
                 pid = int(partial.name.rsplit(".", 2)[1].split("-")[0])
-                if b"ray::" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                if "ray::" in command_line(pid):
                     os.kill(pid, signal.SIGKILL)
                     killed.append(pid)
                     return

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from recsys.training.journal import read_journal
+from tests.processes import live_glob
 from tests.ranks import CONTEXT
 from tests.training.toy import toy_content, toy_split
 
@@ -32,8 +32,8 @@ def life(split: Path, out: Path) -> None:
     train_model(split, model, training, out, content=toy_content())
 
 
-def _partial(out: Path) -> Iterator[Path]:
-    return out.parent.glob(f".{out.name}.*.partial/checkpoint/*/epoch-*")
+def _partial(out: Path) -> list[Path]:
+    return live_glob(out.parent, f".{out.name}.*.partial/checkpoint/*/epoch-*")
 
 
 def _await_checkpoints(process: Any, out: Path, count: int) -> None:
@@ -65,7 +65,7 @@ def test_killed_twenty_times_it_ends_as_if_never_touched(tmp_path: Path) -> None
     clock = random.Random(7)
     kills = halfway = written = resumed = runs = 0
     while kills < KILLS:
-        had_some = any(_partial(out))
+        had_some = bool(_partial(out))
         process = CONTEXT.Process(target=life, args=(split, out))
         process.start()
         _await_checkpoints(process, out, clock.randrange(14))
@@ -79,7 +79,7 @@ def test_killed_twenty_times_it_ends_as_if_never_touched(tmp_path: Path) -> None
             continue
         kills += 1
         resumed += had_some
-        folders = list(_partial(out))
+        folders = _partial(out)
         written += bool(folders)
         halfway += any(not (f / "manifest.json").exists() for f in folders)
     last = CONTEXT.Process(target=life, args=(split, out))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from recsys.models.bundle import load_bundle
+from tests.processes import live_glob, wait_until
 from tests.ranks import free_port
 from tests.training.toy import toy_split
 
@@ -124,18 +126,19 @@ def test_a_killed_node_is_done_without_and_the_run_ends_as_if_it_had_lived(scrip
     """Two nodes (two torchruns, one rendezvous); one is killed; the other goes on alone from the last checkpoint."""
     split = toy_split(tmp_path / "split", n=20_000)
     training = {**TRAINING, "epochs": 3, "checkpoint_seconds": 0.2, "batch_size": 32}
+    port = free_port()
     launch = ("--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-backend=c10d", "--rdzv-id=run",
-              f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--monitor-interval=0.2",
+              f"--rdzv-endpoint=127.0.0.1:{port}", "--monitor-interval=0.2",
               "--rdzv-conf=last_call_timeout=5,keep_alive_interval=1,keep_alive_max_attempt=3")
     first = _torchrun(script, split, tmp_path / "out", *launch, training=training)
-    time.sleep(1)  # the first holds the rendezvous
+    wait_until(lambda: _listens(port) or first.poll() is not None, "the first holds the rendezvous")
     second = _torchrun(script, split, tmp_path / "out", *launch, training=training)
     try:
         seen: set[Path] = set()
         until = time.monotonic() + 300
         while len(seen) < 3 and time.monotonic() < until:
             assert first.poll() is None, first.communicate()[0]
-            seen |= set(tmp_path.glob(".out.*.partial/checkpoint/member-0/epoch-*/manifest.json"))
+            seen |= set(live_glob(tmp_path, ".out.*.partial/checkpoint/member-0/epoch-*/manifest.json"))
             time.sleep(0.05)
         assert len(seen) >= 3
         for pid in (second.pid, *_workers(second.pid)):  # the node is gone, without a word
@@ -152,6 +155,11 @@ def test_a_killed_node_is_done_without_and_the_run_ends_as_if_it_had_lived(scrip
     for name in QUALITY:
         assert two["test"][name] == pytest.approx(one["test"][name], abs=1e-3), name
     assert two["usage"]["samples"] == one["usage"]["samples"]
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _workers(agent: int) -> list[int]:
