@@ -29,12 +29,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from recsys.config import ExperimentConfig
 from recsys.evaluation.names import name_of
 from recsys.evaluation.sequential import always_valid_multiplier, always_valid_p
 from recsys.stage import sha256_json
+
+if TYPE_CHECKING:
+    from recsys.config import ExperimentConfig
 
 Goal = Literal["met", "missed", "open"]
 Guard = Literal["kept", "harmed", "unclear"]

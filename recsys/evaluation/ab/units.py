@@ -22,6 +22,7 @@ from recsys.evaluation.columns import encode
 from recsys.evaluation.intervals import Floats
 
 ROWS = "rows"  # the denominator that counts a unit's rows, where the file has no such column
+HEAD_ROWS = 1 << 15  # in which a covariate is tried before the whole log is summed
 
 
 @dataclass(frozen=True)
@@ -130,21 +131,23 @@ def read_units(path: str | Path, arm: str, unit: str, metrics: list[Metric]) -> 
         kind = data.schema.field(name).type
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
             raise InputError("not a number", file=path, column=name, got=str(kind), expected="a numeric column")
+    if fixed:  # one that changes with every row would hold as many lines as there are rows: seen early
+        _require_constant(data.head(HEAD_ROWS, columns=[unit, *sorted(fixed)]), path, unit, sorted(fixed))
     table = _aggregate(data, files, arm, unit, sorted(sums), sorted(fixed))
     return _lines(table, path, arm, unit, sorted(sums), sorted(fixed))
 
 
 def _aggregate(data: ds.Dataset, files: list[Path], arm: str, unit: str, sums: list[str],
                fixed: list[str]) -> pa.Table:
+    """One line per unit, arm and value of the covariates: as keys, these cost a third of what their minimum and maximum
+    would, and one that changes within a unit is seen by the unit's having several lines."""
     strict = pc.ScalarAggregateOptions(skip_nulls=False)  # a null makes its unit's sum null, which is looked for
-    # min and max skip NaN, a sum does not
-    wanted = [(c, "sum") for c in sums] + [(c, end) for c in fixed for end in ("min", "max", "sum")]
-    how: list[Any] = [(c, f"hash_{f}", strict, f"{f} {c}") for c, f in wanted]
+    how: list[Any] = [(c, "hash_sum", strict, f"sum {c}") for c in sums]
     how.append(([], "hash_count_all", None, f"count {ROWS}"))
     read = acero.ScanNodeOptions(data, columns={n: ds.field(n) for n in (arm, unit, *sums, *fixed)},
                                  fragment_readahead=1)
     plan = acero.Declaration.from_sequence([acero.Declaration("scan", read), acero.Declaration(
-        "aggregate", acero.AggregateNodeOptions(how, keys=[unit, arm]))])
+        "aggregate", acero.AggregateNodeOptions(how, keys=[unit, arm, *fixed]))])
     try:
         table = plan.to_table()
     except (pa.ArrowInvalid, OSError) as error:
@@ -152,11 +155,22 @@ def _aggregate(data: ds.Dataset, files: list[Path], arm: str, unit: str, sums: l
                          got=str(error).splitlines()[0], expected="complete Parquet files") from None
     if table.num_rows == 0:
         raise InputError("no rows", file=files[0], got="0 rows", expected="at least two units")
-    made = [unit, arm, *(f"{f} {c}" for c, f in wanted)]
     if any(table[n].null_count or (pa.types.is_floating(table[n].type) and not pc.all(pc.is_finite(table[n])).as_py())
-           for n in made):
+           for n in table.column_names):
         _blame(files, [unit, arm, *sums, *fixed])
     return table
+
+
+def _require_constant(table: pa.Table, path: str | Path, unit: str, fixed: list[str]) -> None:
+    """Raise unless every covariate is one number within each unit."""
+    ends = table.group_by(unit).aggregate([(c, end) for c in fixed for end in ("min", "max")])
+    for name in fixed:
+        low, high = ends[f"{name}_min"], ends[f"{name}_max"]
+        at = pc.index(pc.not_equal(low, high), True).as_py()
+        if at >= 0:
+            raise InputError(f"covariate changes within {unit} {ends[unit][at].as_py()}", file=path, column=name,
+                             got=(low[at].as_py(), high[at].as_py()),
+                             expected="one value per unit, known before the experiment")
 
 
 def _blame(files: list[Path], columns: list[str]) -> None:
@@ -179,15 +193,13 @@ def _blame(files: list[Path], columns: list[str]) -> None:
 
 
 def _lines(table: pa.Table, path: str | Path, arm: str, unit: str, sums: list[str], fixed: list[str]) -> Units:
-    for name in fixed:
-        low, high = table[f"min {name}"], table[f"max {name}"]
-        at = pc.index(pc.not_equal(low, high), True).as_py()
-        if at >= 0:
-            raise InputError(f"covariate changes within {unit} {table[unit][at].as_py()}", file=path, column=name,
-                             got=(low[at].as_py(), high[at].as_py()),
-                             expected="one value per unit, known before the experiment")
-    crossed, total = 0, int(pc.sum(table[f"count {ROWS}"]).as_py())
-    if pc.count_distinct(table[unit]).as_py() < table.num_rows:
+    total = int(pc.sum(table[f"count {ROWS}"]).as_py())
+    crossed, made = 0, [f"sum {c}" for c in sums] + [f"count {ROWS}"]
+    if len(encode(table[unit])[0]) < table.num_rows:
+        _require_constant(table, path, unit, fixed)
+        # several lines of one covariate are left of one that is both 0.0 and -0.0, or of a unit in several arms
+        table = table.group_by([unit, arm]).aggregate([(c, "sum") for c in made] + [(c, "min") for c in fixed])
+        table = table.rename_columns([unit, arm, *made, *fixed])
         code = encode(table[unit])[1]
         several = np.bincount(code) > 1
         crossed = int(several.sum())
@@ -197,7 +209,7 @@ def _lines(table: pa.Table, path: str | Path, arm: str, unit: str, sums: list[st
     rank = np.argsort(np.argsort(names))  # codes by name, so that nothing depends on the order of rows
     code = rank[code] if len(names) else code
     order = np.argsort(code, kind="stable")
-    held: dict[str, Any] = {c: f"sum {c}" for c in sums} | {c: f"min {c}" for c in fixed}
+    held: dict[str, Any] = {c: f"sum {c}" for c in sums} | {c: c for c in fixed}
     held.setdefault(ROWS, f"count {ROWS}")
     values = {c: table[n].to_numpy().astype(np.float64)[order] for c, n in held.items()}
     return Units(sorted(names), code[order], total, values, crossed)

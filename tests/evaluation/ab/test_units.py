@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 import pytest
 
 from recsys.errors import InputError
-from recsys.evaluation.ab.units import Metric, parse_metric, read_units
+from recsys.evaluation.ab.units import HEAD_ROWS, Metric, parse_metric, read_units
 from tests.evaluation.ab.samples import exposures, written
 
 CLICKS = Metric("click", "rows", "before")
@@ -46,6 +46,21 @@ def test_units_in_several_arms_are_counted_and_left_out(tmp_path):
     assert units.crossed == 1
     assert units.of("a", "click").tolist() == [0]
     assert units.of("b", "click").tolist() == [2]
+
+
+def test_a_covariate_is_the_units_one_number(tmp_path):
+    table = pa.table({"user_id": ["u", "u", "v", "w", "w"], "arm": ["a", "a", "b", "a", "b"], "click": [1, 2, 0, 1, 1],
+                      "before": [0.0, -0.0, 0.1, 3.0, 3.0]})
+    units = read_units(written(tmp_path, table), "arm", "user_id", [CLICKS])
+    assert units.crossed == 1
+    assert {c: v.tolist() for c, v in units.values.items()} == {"click": [3, 0], "before": [0, 0.1], "rows": [2, 1]}
+    # and a change is seen after the first rows as well, which are tried before all are read
+    user = np.arange(HEAD_ROWS + 1)
+    user[-1] = 7
+    late = pa.table({"user_id": user, "arm": np.array(["a", "b"])[user % 2], "click": np.zeros(len(user)),
+                     "before": np.where(np.arange(len(user)) == HEAD_ROWS, 1.0, 0.5)})
+    with pytest.raises(InputError, match=r"covariate changes within user_id 7; got \(0.5, 1.0\)"):
+        read_units(written(tmp_path, late), "arm", "user_id", [CLICKS])
 
 
 @pytest.mark.parametrize(("change", "message"), [

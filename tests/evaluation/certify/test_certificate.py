@@ -65,7 +65,7 @@ def test_a_change_of_methods_or_cells_is_another_certificate(monkeypatch: pytest
     monkeypatch.setattr(module, "SHIPPED", tmp_path / "certificate.json")
     write_json(module.SHIPPED, one)
     assert module.certificate("ab") == {"id": one["id"], "design": "ab", "methods_match": True, "unmet": []}
-    monkeypatch.setattr(module, "methods_sha256", lambda: {**methods_sha256(), "betting.py": "0" * 64})
+    monkeypatch.setattr(module, "methods_sha256", lambda *_: {**methods_sha256(), "betting.py": "0" * 64})
     assert module.certificate_of([{"coverage": 0.95}])["id"] != one["id"]
     assert module.certificate("offpolicy")["methods_match"] is False
 
@@ -73,7 +73,7 @@ def test_a_change_of_methods_or_cells_is_another_certificate(monkeypatch: pytest
 def test_what_decides_one_design_alone_is_quoted_there_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(module, "SHIPPED", tmp_path / "certificate.json")
     write_json(module.SHIPPED, shipped())
-    monkeypatch.setattr(module, "methods_sha256", lambda: {**methods_sha256(), "offpolicy/answer.py": "0" * 64})
+    monkeypatch.setattr(module, "methods_sha256", lambda *_: {**methods_sha256(), "offpolicy/answer.py": "0" * 64})
     found = {design: module.certificate(design) for design in METHODS}
     assert {d: f["methods_match"] for d, f in found.items()} == {"offpolicy": False, "randomized": True, "ab": True}
     assert found["offpolicy"]["unmet"] == ["covers (2 of 9 failed)"]
