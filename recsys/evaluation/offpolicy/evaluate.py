@@ -45,7 +45,8 @@ class _Pairs:
         wanted = dict.fromkeys(("request_id", "slot", "ad_id", "propensity", "click", "dwell_ms", facts.unit,
                                 *features))
         self.log_columns = [n for n in wanted if n in facts.columns]
-        have = open_parquet(target).schema_arrow.names
+        opened = open_parquet(target)
+        have, self.policy_rows = opened.schema_arrow.names, opened.metadata.num_rows
         for column in POLICY.columns:
             if column.required and column.name not in have:
                 raise InputError("missing column", file=target, column=column.name, got=sorted(have),
@@ -66,6 +67,16 @@ class _Pairs:
                     policy = _with_clusters(policy, self.clusters)
                 yield rows, policy
                 bar.advance(task, rows.num_rows)
+
+
+    def join(self, log: Log, policy: pa.Table, known: pa.Array | None = None) -> Joined:
+        """The policy rows of a batch looked up; errors name the target's file, and the row where all of it is there."""
+        try:
+            return join_policy(log, policy, "target", known)
+        except InputError as wrong:
+            row = wrong.row if policy.num_rows == self.policy_rows else None
+            raise InputError(wrong.message, file=self.target, column=wrong.column, row=row, got=wrong.got,
+                             expected=wrong.expected) from None
 
 
 def _with_clusters(policy: pa.Table, clusters: pa.Table) -> pa.Table:
@@ -106,7 +117,7 @@ class _Models:
             folds.append(self.fold(chosen))
             if self.robust:
                 log = log_of(rows, np.zeros(rows.num_rows, dtype=np.int64))
-                pi = join_policy(log, policy, "target").chosen
+                pi = self.pairs.join(log, policy).chosen
                 # pi (1 - p) / p^2: what each squared error adds to DR's variance
                 weights.append((pi * (1 - log.propensity) / log.propensity**2)[keep])
         table, fold = pa.concat_tables(tables), np.concatenate(folds)
@@ -115,14 +126,14 @@ class _Models:
             self.mrdr = models.Nuisance(self.kind, self.features, self.folds, self.seed).fit(
                 table, fold, np.concatenate(weights))
 
-    def lay_over(self, rows: pa.Table, policy: pa.Table, log: Log, name: str, known: pa.Array,
-                 ) -> tuple[Joined, tuple[Floats, Floats] | None]:
+    def lay_over(self, rows: pa.Table, policy: pa.Table, log: Log,
+                 known: pa.Array) -> tuple[Joined, tuple[Floats, Floats] | None]:
         """The joined policy with the fitted expectations, and MRDR's (q, v)."""
         fold, robust = self.fold(rows), None
         assert self.plain is not None
-        arm = join_policy(log, _expecting(policy, self.plain.predict(rows, policy, fold)), name, known)
+        arm = self.pairs.join(log, _expecting(policy, self.plain.predict(rows, policy, fold)), known)
         if self.mrdr is not None:
-            other = join_policy(log, _expecting(policy, self.mrdr.predict(rows, policy, fold)), name, known)
+            other = self.pairs.join(log, _expecting(policy, self.mrdr.predict(rows, policy, fold)), known)
             assert other.q is not None
             assert other.q_policy is not None
             robust = (other.q, other.q_policy)
@@ -213,9 +224,9 @@ def _totals(pairs: _Pairs, facts: Scan, names: list[str], metric: Metric, nuisan
         if nuisance == "none" and "expected_click" in policy.column_names:
             policy = policy.drop_columns(["expected_click"])
         if fit is None:
-            arm = join_policy(log, policy, "target", facts.ads)
+            arm = pairs.join(log, policy, facts.ads)
         else:
-            arm, robust = fit.lay_over(rows, policy, log, "target", facts.ads)
+            arm, robust = fit.lay_over(rows, policy, log, facts.ads)
         if nuisance == "ranker" and arm.q is None:
             raise InputError("missing column", file=pairs.target, column="expected_click",
                              expected="the ranker's expected click of every candidate, or another --nuisance")

@@ -300,10 +300,23 @@ def test_bad_files_are_input_errors(tmp_path: Path):
     with pytest.raises(InputError, match="column probability: missing column"):
         evaluate(log, policy)
     pq.write_table(table.slice(6), policy)
-    with pytest.raises(InputError, match="no candidate of this"):
+    with pytest.raises(InputError, match=f"^{policy}, column probability: .*no candidate of this"):
         evaluate(log, policy)
     changed(log, click=np.full(pq.read_metadata(log).num_rows, 7, np.int8))
     with pytest.raises(InputError, match="column click, row 0"):
+        evaluate(log, policy)
+
+
+def test_errors_of_the_target_name_its_file_and_a_row_only_where_it_is_the_files(tmp_path: Path, monkeypatch):
+    log, policy = written(tmp_path, users=300)
+    probability = np.array(pq.read_table(policy)["probability"]).copy()
+    probability[-1] = -0.1
+    changed(policy, probability=probability)
+    with pytest.raises(InputError, match=f"^{policy}, column probability, row {len(probability) - 1}: "):
+        evaluate(log, policy)
+    for module, name, small in ((stream, "WHOLE_ROWS", 10), (stream, "BATCH_ROWS", 200), (stream, "PART_ROWS", 1000)):
+        monkeypatch.setattr(module, name, small)
+    with pytest.raises(InputError, match=f"^{policy}, column probability: "):
         evaluate(log, policy)
 
 
