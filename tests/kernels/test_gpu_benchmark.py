@@ -33,9 +33,11 @@ def test_run_all_runs_without_a_gpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
-    """By Triton and its assembler, for compute capability 9.0, where the interpreter would run anything."""
-    _run("compile.py", "--json", str(tmp_path / "compile.json"), interpret="0")
+@pytest.mark.parametrize("arch", ["80", "90"])
+def test_every_kernel_compiles_for_a_gpu_without_spills(tmp_path: Path, arch: str) -> None:
+    """By Triton and its assembler, for A100 and H100, where the interpreter would run anything."""
+    _run("compile.py", "--arch", arch, "--all-configs", "--json", str(tmp_path / "compile.json"), interpret="0")
     found = json.loads((tmp_path / "compile.json").read_text())["kernels"]
     assert len(found) == 11
     assert all(row["registers"] > 0 for rows in found.values() for row in rows)
+    assert {name: min(row["spilled"] for row in rows) for name, rows in found.items()} == dict.fromkeys(found, 0)
