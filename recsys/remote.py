@@ -83,8 +83,8 @@ def at_hand(address: str, cache: Path | None = None) -> Iterator[Path]:
         cache: where copies lie; default ``RECSYS_CACHE``, else ``~/.cache/recsys``.
 
     Raises:
-        InputError: the store cannot be read, or its copy is damaged.
-        OSError: the store does not take the result; it is whole on this machine, and the same command copies it.
+        InputError: the store cannot be read, or its copy is damaged; or it does not take the result, which is then
+            whole on this machine, and the same command copies it.
     """
     root = cache or Path(os.environ.get("RECSYS_CACHE", Path.home() / ".cache" / "recsys"))
     if file_size(address) is not None:
@@ -111,7 +111,13 @@ def at_hand(address: str, cache: Path | None = None) -> Iterator[Path]:
     finally:
         done.set()
         thread.join()
-        if remote.push():
+        try:
+            copied = remote.push()
+        except OSError as error:
+            raise InputError(f"the object store does not take the result, which is whole in {remote.folder}; the same "
+                             "command copies it", file=address, got=first_line(error),
+                             expected="an address that may be written") from None
+        if copied:
             log.info("copied to %s", address)
 
 
@@ -139,6 +145,8 @@ class Remote:
         except OSError as error:
             raise InputError("the object store cannot be read", file=self._address, got=first_line(error),
                              expected="an address that may be read and written") from None
+        if not found and is_url(self._address):
+            self._need_bucket()
         names = {f.path.removeprefix(self._root).lstrip("/"): f.size for f in found if f.is_file}
         if INDEX in names:
             wanted = self._there = self._files_of(self._read(INDEX))
@@ -159,6 +167,16 @@ class Remote:
             write_json(self._agreed, {"files": self._there})
         else:
             self._there = self._here()
+
+    def _need_bucket(self) -> None:
+        """Hours of work must not end before a misspelt bucket."""
+        from pyarrow import fs
+
+        bucket = self._root.partition("/")[0]
+        with contextlib.suppress(OSError):  # who may not ask may yet be allowed to write
+            if self._system.get_file_info(bucket).type == fs.FileType.NotFound:
+                raise InputError("no such bucket", file=self._address, got=bucket,
+                                 expected="one that exists; recsys makes none")
 
     def _files_of(self, index: bytes) -> dict[str, dict[str, Any]]:
         try:

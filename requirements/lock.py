@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 
 HERE = Path(__file__).parent
 DEV = ["ruff", "mypy", "pytest", "hypothesis", "httpx", "pandas", "types-PyYAML", "setuptools", "packaging",
-       "obp", "optuna", "ray", "tensorboardX", "redis", "moto", "flask", "flask-cors", "triton", "fastapi",
+       "obp", "optuna", "ray[default]", "tensorboardX", "redis", "moto", "flask", "flask-cors", "triton", "fastapi",
        "tritonclient", "geventhttpclient", "schemathesis", "gcp-storage-emulator"]
 # torchrec asks for the CUDA build by name; the lock names the build itself.
 REPLACED = {"fbgemm-gpu"}
@@ -39,17 +39,19 @@ def canonical(name: str) -> str:
 def closure(roots: list[str]) -> dict[str, str]:
     """Every distribution that the roots need, with the installed version (local part cut off)."""
     found: dict[str, str] = {}
-    queue = [canonical(r) for r in roots]
+    seen: set[tuple[str, str]] = set()
+    queue = [(canonical(r.name), extra) for r in map(Requirement, roots) for extra in ("", *r.extras)]
     while queue:
-        name = queue.pop()
-        if name in found or name in REPLACED:
+        name, extra = queue.pop()
+        if (name, extra) in seen or name in REPLACED:
             continue
+        seen.add((name, extra))
         found[name] = metadata.version(name).split("+")[0]
         for text in [] if name in FILES_ONLY else metadata.requires(name) or []:
             need = Requirement(text)
-            if need.marker is not None and not need.marker.evaluate({"extra": ""}):
+            if need.marker is not None and not need.marker.evaluate({"extra": extra}):
                 continue
-            queue.append(canonical(need.name))
+            queue += [(canonical(need.name), e) for e in ("", *need.extras)]
     return found
 
 

@@ -83,8 +83,10 @@ def test_a_copy_killed_half_way_is_a_smaller_one(tmp_path: Path, monkeypatch: py
             put(self, name, data)
 
         broken.setattr(Remote, "_put", killed)
-        with pytest.raises(OSError, match="killed"), at_hand(str(there), tmp_path / "a") as a:
+        with pytest.raises(InputError, match="does not take the result") as said, \
+                at_hand(str(there), tmp_path / "a") as a:
             _write(a, changes="3", new="4")
+        assert said.value.got == "killed"
     with at_hand(str(there), tmp_path / "b") as b:
         assert _files(b) == {"stays": "2"}
     with at_hand(str(there), tmp_path / "a") as a:
@@ -104,8 +106,10 @@ def test_what_could_not_be_copied_is_kept_and_what_was_removed_elsewhere_does_no
 
     with monkeypatch.context() as broken:
         broken.setattr(Remote, "push", away)
-        with pytest.raises(OSError, match="away"), at_hand(str(there), tmp_path / "a") as a:
+        with pytest.raises(InputError, match="does not take the result") as said, \
+                at_hand(str(there), tmp_path / "a") as a:
             _write(a, result="new")
+        assert said.value.got == "away"
     with at_hand(str(there), tmp_path / "b") as b:
         assert _files(b) == {"part": "1", "result": "old"}
         (b / "part").unlink()
@@ -180,6 +184,8 @@ def test_verbs_take_addresses(store: str, tmp_path: Path, monkeypatch: pytest.Mo
     small.write_text(recipe.read_text().replace("users: 3000", "users: 200").replace("ads: 1400", "ads: 120")
                      .replace("requests: 160000", "requests: 2000"))
     with STORES[store]() as (address, _):
+        with pytest.raises(InputError, match="no such bucket; got 'nowhere'"):
+            at_hand(address.replace("runs", "nowhere") + "/ads", tmp_path / "x").__enter__()
         there = f"{address}/team/ads"
         run("a", "prepare", str(small), "--out", there)
         run("b", "embed", there, "--model", "hashed")

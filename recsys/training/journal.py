@@ -58,7 +58,6 @@ class Journal:
         name: shown on the progress bar.
         samples: rows that one member trains on, all epochs together.
         members: of the ensemble.
-        every: steps between ``step`` lines.
         entropy: mean nats a trial of predicting the training base rates
             (:func:`recsys.training.metrics.base_entropy`); None: no ``ne``.
         tensorboard: also write event files.
@@ -66,11 +65,11 @@ class Journal:
         enabled: False on all ranks but the first: nothing is written or shown there.
     """
 
-    def __init__(self, folder: Path, name: str = "model", samples: int = 0, *, members: int = 1, every: int = 50,
+    def __init__(self, folder: Path, name: str = "model", samples: int = 0, *, members: int = 1,
                  entropy: float | None = None, tensorboard: bool = False, watch: Watch | None = None,
                  enabled: bool = True) -> None:
         self._path, self._name, self._samples, self._members = folder / JOURNAL_FILE, name, samples, members
-        self._every, self._entropy, self._watch, self._enabled = every, entropy, watch, enabled
+        self._entropy, self._watch, self._enabled = entropy, watch, enabled
         self._board_dir = folder / "tensorboard" if tensorboard and enabled else None
         self._writer = _event_writer() if self._board_dir is not None else None
         self._board: Any = None
@@ -127,13 +126,10 @@ class Journal:
         if self._bar is not None:
             self._bar.advance(self._task, rows)
 
-    def due(self, step: int) -> bool:
-        """Whether ``step`` gets a line; only then need the sums be read from the device."""
-        return self._enabled and step % self._every == 0
-
     def step(self, *, epoch: int, step: int, samples: int, loss: float, trials: float, sparse_lr: float,
              dense_lr: float, seconds: float, stalled: float) -> None:
-        """Write a line after ``step`` steps (counted over all epochs): where :meth:`due`, and after an epoch's last.
+        """Write a line after ``step`` steps, counted over all epochs; the loop asks for it every ``log_steps``
+        steps and at an epoch's end, for only then need the sums be read from the device.
 
         Args:
             epoch: that the step belongs to, from 0.

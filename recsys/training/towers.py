@@ -100,7 +100,7 @@ def _train(stage: Stage, split_dir: Path, config: RetrieverConfig, seed: int, co
     found = checkpoints.latest()
     state = TrainState(lanes=training.lanes or 1) if found is None else found.state
     loader = StreamLoader(data.train, data.keys, training.batch_size, training.shuffle_window, seed, state.lanes)
-    with Journal(stage.folder, name, training.epochs * data.train.rows, every=training.log_steps,
+    with Journal(stage.folder, name, training.epochs * data.train.rows,
                  tensorboard=training.tensorboard) as journal:
         journal.member(0, state.step, state.samples)
         validate = None if data.validation is None else partial(_validate, model, loss, data)

@@ -123,7 +123,7 @@ def _train(stage: Stage, split_dir: str | Path, model: ModelConfig, training: Tr
     fitting = time.perf_counter() - started
     members = []
     with Journal(stage.folder, name, training.epochs * data.train.rows, members=training.ensemble,
-                 every=training.log_steps, entropy=base_entropy(data.base_rates),
+                 entropy=base_entropy(data.base_rates),
                  tensorboard=training.tensorboard, watch=watch, enabled=world.is_main) as journal:
         for member in range(training.ensemble):
             members.append(_train_member(stage, data, model, training, matrix, seed, member, world, journal))
