@@ -105,7 +105,7 @@ def _bags(s: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
                     lambda k, t=tables, kind=kind: quantised_bags(t, kind, ids, offsets, first_row, dense, kernels=k),
                     [], features * s.batch * (size + 8 + 8) + s.batch * (s.features + 1) * s.dim * dtype.itemsize,
                     2 * features * s.batch * s.dim)
-        if kind != "fp8" and device.type == "cuda" and has("fbgemm_gpu"):
+        if has("fbgemm_gpu"):
             case.others["fbgemm"] = _fbgemm_bags(s, kind, ids, offsets, device)
         yield case
         del tables, case
@@ -117,9 +117,10 @@ def _fbgemm_bags(s: Sizes, kind: str, ids: torch.Tensor, offsets: torch.Tensor,
     from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
     from fbgemm_gpu.split_table_batched_embeddings_ops_inference import IntNBitTableBatchedEmbeddingBagsCodegen
 
+    where = EmbeddingLocation.DEVICE if device.type == "cuda" else EmbeddingLocation.HOST
     op = IntNBitTableBatchedEmbeddingBagsCodegen(
-        [("", s.rows, s.dim, SparseType[kind.upper()], EmbeddingLocation.DEVICE) for _ in range(s.features - 1)],
-        device=device, output_dtype=SparseType.BF16)
+        [("", s.rows, s.dim, SparseType[kind.upper()], where) for _ in range(s.features - 1)], device=device,
+        output_dtype=SparseType.BF16, fp8_exponent_bits=4, fp8_exponent_bias=7)
     op.fill_random_weights()
     values, places = ids.int(), offsets.int()
     return lambda: op(values, places)

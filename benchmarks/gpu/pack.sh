@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Packs TorchRec and FBGEMM (CUDA) for a GPU machine that has PyTorch but no network, into parts small enough to copy.
-#   benchmarks/gpu/pack.sh OUT [PYTHON] [FBGEMM] [TORCHREC] [PART]     e.g.  pack.sh work/pack 3.12 1.6.0 1.6.0 52M
-# FBGEMM and TorchRec must be those of that machine's PyTorch: 1.6 for 2.11, 1.8 for 2.13. Takes 3 GB of TMPDIR.
+#   benchmarks/gpu/pack.sh OUT [PYTHON] [FBGEMM] [TORCHREC] [PART]     e.g.  pack.sh work/pack 3.12 1.6.0 1.6.1 52M
+# FBGEMM and TorchRec must be those of that machine's PyTorch: 1.6 for 2.11 (there is no TorchRec 1.6.0 to be had,
+# but 1.6.1), 1.8 for 2.13. Takes 3 GB of TMPDIR.
 # There:  mkdir -p site && cat p.* | tar -xJ -C site && PYTHONPATH=site python benchmarks/gpu/run_all.py
 set -euo pipefail
-out=$(mkdir -p "$1" && cd "$1" && pwd); python=${2:-3.12}; fbgemm=${3:-1.6.0}; torchrec=${4:-1.6.0}; part=${5:-52M}
+out=$(mkdir -p "$1" && cd "$1" && pwd); python=${2:-3.12}; fbgemm=${3:-1.6.0}; torchrec=${4:-1.6.1}; part=${5:-52M}
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
 rm -f "$out"/p.*
 get() {

@@ -26,6 +26,9 @@ def test_run_all_runs_without_a_gpu(tmp_path: Path) -> None:
     assert {name.split(",")[0].split()[0] for name in found["kernels"]} == {
         "dot_interaction", "cross_layer", "quantised_bags", "lookup_interaction", "target_attention", "binomial_loss"}
     assert all(set(errors) == {"float32", "float16", "bfloat16"} for errors in found["correctness"].values())
+    bags = {name: row for name, row in found["kernels"].items() if name.startswith("quantised_bags")}
+    assert len(bags) == 3
+    assert all("fbgemm" in row for row in bags.values())
     assert found["rankers"]["dlrm"]["triton"]["train_samples_per_second"] > 0
     assert found["llama"]["tokens_per_second"] > 0
     assert found["sanitizer"] == {"left_out": "no GPU"}
