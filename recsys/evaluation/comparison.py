@@ -37,7 +37,6 @@ class ArmRows:
 
     Attributes:
         rows: metric -> float64[n] rows whose mean is the arm's value of that metric.
-        choice: the interval rule applied to this arm's goal.
         ess: effective sample size of its weights.
         events: metric -> effective events, (sum w |r|)^2 / sum (w r)^2 of that metric's own r: clicks, hides, revenue.
         diagnostics: for the report.
@@ -56,7 +55,6 @@ class ArmRows:
     """
 
     rows: dict[str, Floats]
-    choice: Choice
     ess: float
     events: dict[str, float]
     diagnostics: dict[str, Any]
@@ -87,10 +85,10 @@ class ArmRows:
         goals = {goal: self.rows[goal][rows]}
         if self.weight is None or self.hits is None:
             squares = None if self.click_squares is None else self.click_squares[rows]
-            return ArmRows(goals, self.choice, float(len(rows)), {}, {}, click_squares=squares)
+            return ArmRows(goals, float(len(rows)), {}, {}, click_squares=squares)
         weight = self.weight[rows]
         sizes = np.bincount(clusters).astype(np.float64), np.bincount(clusters, weight).astype(np.float64)
-        return ArmRows(goals, self.choice, effective(weight), {goal: effective(self.hits[rows], clusters)}, {}, sizes,
+        return ArmRows(goals, effective(weight), {goal: effective(self.hits[rows], clusters)}, {}, sizes,
                        weight, self.hits[rows], gap=self.gap, reach={goal: self.reach_of(goal).of(rows)})
 
 

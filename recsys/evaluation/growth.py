@@ -6,19 +6,22 @@ stand bounds that hold at all looks at once. The two halves of the time show nov
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys.config import ExperimentConfig
 from recsys.errors import Refused
 from recsys.evaluation.comparison import Comparison, at_least, ends
 from recsys.evaluation.intervals import Interval
 from recsys.evaluation.segments import Segments, equal_lifts
 from recsys.evaluation.sequential import always_valid_multiplier
+
+if TYPE_CHECKING:
+    from recsys.config import ExperimentConfig
 
 HALVES = ("first half", "second half")
 
@@ -68,48 +71,59 @@ def growth(c: Comparison, when: pa.ChunkedArray | None, config: ExperimentConfig
         except Refused:
             continue
         for name in names:
-            if look := _look(part, name, len(looks)):
+            if look := _look(part, name, len(looks), config.decision.tuning):
                 found[name].append({"until": _text(when[int(order[end - 1])]), "n": end} | look)
-    out["arms"] = {name: bounded(path, len(looks), 1 - c.confidence, config.decision.tuning)
-                   for name, path in found.items()}
+    out["arms"] = {name: bounded(path, len(looks), 1 - c.confidence) for name, path in found.items()}
     out["halves"] = {name: _halves(c, halves, name) for name in names}
     out["looks"] = max((len(path) for path in out["arms"].values()), default=0)
     return out
 
 
-def _look(part: Comparison, name: str, looks: int) -> dict[str, Any] | None:
-    """One arm at one look, ``lift`` being None where the sequence gives it; None where the rule publishes nothing."""
+def _look(part: Comparison, name: str, looks: int, tuning: float) -> dict[str, Any] | None:
+    """One arm at one look, as :func:`bounded` takes it; None where the rule publishes nothing."""
     try:
         choice = part.choice_of(part.goal, name, part.baseline)
         if choice.method == "t+bootstrap":  # a bootstrap's draws do not reach the error of one look in all
             return None
         made = part.lift(name, part.baseline, part.goal)
-        bounds = None if choice.label == "confirmatory" else replace(
+        bounds = _sequence(made, part.units, tuning) if choice.label == "confirmatory" else replace(
             part, confidence=1 - (1 - part.confidence) / looks).lift(name, part.baseline, part.goal)
     except Refused:  # too little evidence, or an interval without an end
         return None
     return {"units": part.units, "lift": bounds, "one_look": made, "method": made.method, "label": choice.label}
 
 
-def bounded(path: list[dict[str, Any]], looks: int, alpha: float, tuning: float) -> list[dict[str, Any]]:
+def _sequence(one: Interval, units: int, tuning: float) -> Callable[[float], Interval]:
+    assert one.se is not None
+    spread = one.se
+
+    def at(alpha: float) -> Interval:
+        half = spread * always_valid_multiplier(units, alpha, tuning)
+        return Interval(one.estimate, one.estimate - half, one.estimate + half)
+
+    return at
+
+
+def bounded(path: list[dict[str, Any]], looks: int, alpha: float) -> list[dict[str, Any]]:
     """A path with bounds that hold at all looks at once, as plain values.
 
     Args:
-        path: looks; ``one_look`` an interval with a standard error, ``lift`` the interval at the error of one look in
-            all, or None where the sequence is to bound it.
+        path: looks; ``one_look`` their interval; ``lift`` the interval at the error of one look in all, or the sequence
+            that is to bound it: a function of the error of all looks together, None where it has no end.
         looks: how many were planned; those that are not in the path spend nothing.
         alpha: error of all looks together.
-        tuning: units at which the sequence is tightest.
     """
-    spent = sum(p["lift"] is not None for p in path) / looks
+    left = alpha * (1 - sum(not callable(p["lift"]) for p in path) / looks)
+    made = []
     for point in path:
-        one = point["one_look"]
-        if point["lift"] is None:
-            half = one.se * always_valid_multiplier(point["units"], alpha * (1 - spent), tuning)
-            point["lift"] = at_least(Interval(one.estimate, min(one.low, one.estimate - half),
-                                              max(one.high, one.estimate + half)), -1.0)
-        point["lift"], point["one_look"] = ends(point["lift"]), ends(one)
-    return path
+        one, bounds = point["one_look"], point["lift"]
+        if callable(bounds):
+            bounds = bounds(left)
+            if bounds is None:
+                continue
+            bounds = at_least(Interval(one.estimate, min(one.low, bounds.low), max(one.high, bounds.high)), -1.0)
+        made.append({**point, "lift": ends(bounds), "one_look": ends(one)})
+    return made
 
 
 def _text(value: pa.Scalar) -> str:

@@ -130,11 +130,12 @@ def t_interval(sums: ClusterSums, confidence: float = 0.95, null: float | None =
     influence = (sums.numerator - ratio * sums.denominator) / sums.denominator.mean()
     se = float(np.sqrt((influence @ influence) / (groups * (groups - 1))))
     half = float(stdtrit(groups - 1, 0.5 + confidence / 2)) * se
-    p_value = None if null is None else _two_sided(ratio - null, se, groups - 1)
+    p_value = None if null is None else two_sided(ratio - null, se, groups - 1)
     return Interval(ratio, ratio - half, ratio + half, se, p_value, "t")
 
 
-def _two_sided(difference: float, se: float, df: float) -> float:
+def two_sided(difference: float, se: float, df: float) -> float:
+    """P-value of a difference of 0, by Student's t."""
     if se == 0.0:
         return 1.0 if difference == 0.0 else 0.0
     return float(2 * stdtr(df, -abs(difference) / se))
@@ -287,52 +288,3 @@ def interval(
         if choice.method == "t+bootstrap":
             made = wider_of(made, bootstrap_interval(sums, confidence, draws, seed, null))
     return replace(made, label=choice.label)
-
-
-def welch_interval(
-    sum_a: float, squares_a: float, n_a: int, sum_b: float, squares_b: float, n_b: int,
-    confidence: float = 0.95, relative: bool = True,
-) -> Interval:
-    """Difference of two independent samples' means from their sums: absolute, or relative to sample a's mean.
-
-    The relative form is the delta method for mean_b / mean_a - 1; degrees of freedom after Welch and
-    Satterthwaite. For independent arms of a randomised test analysed at the unit of randomisation.
-
-    Args:
-        sum_a: sum of the baseline sample; ``squares_a`` its sum of squares; ``n_a`` its size.
-        squares_a: see ``sum_a``.
-        n_a: see ``sum_a``.
-        sum_b: the same of the variant.
-        squares_b: see ``sum_b``.
-        n_b: see ``sum_b``.
-        confidence: coverage aimed at.
-        relative: divide by sample a's mean.
-
-    References:
-        Deng, Knoblich, Lu (2018). Applying the delta method in metric analytics. KDD.
-    """
-    if min(n_a, n_b) < 2:
-        raise InputError("too few units", got=(n_a, n_b), expected="at least two in each sample")
-    mean_a, mean_b = sum_a / n_a, sum_b / n_b
-    variance_a = (squares_a - n_a * mean_a**2) / (n_a - 1)
-    variance_b = (squares_b - n_b * mean_b**2) / (n_b - 1)
-    return welch_means(mean_a, variance_a, n_a, mean_b, variance_b, n_b, confidence, relative)
-
-
-def welch_means(
-    mean_a: float, variance_a: float, n_a: int, mean_b: float, variance_b: float, n_b: int,
-    confidence: float = 0.95, relative: bool = True,
-) -> Interval:
-    """:func:`welch_interval` from each sample's mean and variance per unit (of a ratio: by the delta method)."""
-    if relative and mean_a <= 0:
-        raise Refused(f"the baseline's mean is {mean_a:.4g}: a relative difference from it means nothing")
-    error_a, error_b = variance_a / n_a, variance_b / n_b
-    spread = error_a + error_b
-    df = spread**2 / (error_a**2 / (n_a - 1) + error_b**2 / (n_b - 1)) if spread > 0 else n_a + n_b - 2.0
-    if relative:
-        estimate = mean_b / mean_a - 1
-        se = float(np.sqrt(error_b / mean_a**2 + error_a * mean_b**2 / mean_a**4))
-    else:
-        estimate, se = mean_b - mean_a, float(np.sqrt(spread))
-    half = float(stdtrit(df, 0.5 + confidence / 2)) * se
-    return Interval(estimate, estimate - half, estimate + half, se, _two_sided(estimate, se, df), "welch")

@@ -95,8 +95,8 @@ def offpolicy_lift(
         unadjusted = offpolicy.pseudo_outcomes(seen, arm, ev.goal, "ips") if modelled else None
         counted, weighed = np.bincount(seen.clusters), np.bincount(seen.clusters, arm.weight)
         sizes = counted.astype(np.float64), weighed.astype(np.float64)
-        choice = choose_interval(facts["ess"], facts["effective_clicks"], int(seen.clusters.max()) + 1, sizes)
-        arms[name] = ArmRows(made, choice, facts["ess"], events | extra_events | shelf_events,
+        choose_interval(facts["ess"], facts["effective_clicks"], int(seen.clusters.max()) + 1, sizes)
+        arms[name] = ArmRows(made, facts["ess"], events | extra_events | shelf_events,
                              {**facts, "estimator": estimator}, sizes, arm.weight, arm.weight * seen.click, unadjusted,
                              offpolicy.headroom(seen, arm), gaps[name],
                              reaches(log, seen, policy, arm, made, estimator, shelf),
@@ -131,7 +131,7 @@ def randomized_lift(
     _require_arms(config, scores)
     ev = config.evaluation
     tests = randomized.read_tests(test, ev.unit)
-    choice = randomized_choice(len(tests.size), int(tests.cluster.max()) + 1)
+    randomized_choice(len(tests.size), int(tests.cluster.max()) + 1)  # too few are refused before anything is drawn
     headroom = randomized.oracle_lift(tests, seed=config.seed)
     arms = {}
     for name, own in scores.items():
@@ -140,7 +140,7 @@ def randomized_lift(
                  "viewers_of_picks": float(pick @ tests.trials), "clicks_of_picks": float(pick @ tests.successes),
                  "tests_with_ties": int((np.bincount(tests.test, pick > 0) > 1).sum()),
                  "rows_left_aside": tests.dropped}
-        arms[name] = ArmRows({"ctr": randomized.value_per_test(tests, pick)}, choice, float(len(tests.size)), {},
+        arms[name] = ArmRows({"ctr": randomized.value_per_test(tests, pick)}, float(len(tests.size)), {},
                              facts, click_squares=randomized.click_squares(tests, pick))
     comparison = Comparison(arms, config.baseline_arm, ev.goal, tests.cluster, ev.confidence, ev.bootstrap, config.seed,
                             paired=False)

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import NormalDist
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,13 +26,15 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.special import fdtrc, stdtr
 
-from recsys.config import ExperimentConfig
 from recsys.errors import InputError, Refused
 from recsys.evaluation.columns import encode
 from recsys.evaluation.comparison import Comparison, ends
 from recsys.evaluation.decision import adjust, level_of, look_p
 from recsys.evaluation.intervals import Floats, cluster_sums, t_interval
 from recsys.evaluation.shrinkage import shrink
+
+if TYPE_CHECKING:  # a sixth of a second of pydantic that `recsys ab` has no use for
+    from recsys.config import ExperimentConfig
 
 POOLED, ABSENT = "other", "not known"
 _SAME_REQUEST = ("slot",)  # known before the ad is, yet not one value a request

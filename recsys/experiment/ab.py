@@ -42,7 +42,6 @@ def ab(
 ) -> None:
     """A randomised experiment from its log: health checks, then every variant's lift, or a refusal (exit code 3)."""
     from recsys.evaluation.ab.analysis import Plan, analyse, check_duplicates, check_unit
-    from recsys.evaluation.ab.design import aa_test
     from recsys.evaluation.ab.parts import LOOKS, read_segment_parts, read_time_parts
     from recsys.evaluation.ab.units import parse_metric, read_units
 
@@ -64,9 +63,7 @@ def ab(
         parts = {c: read_segment_parts(table, arm, unit, metrics, c) for c in dict.fromkeys(segment or [])}
         grown = None if time is None else (time, read_time_parts(table, arm, unit, metrics, time, LOOKS))
         result = analyse(units, metrics, plan, unit, [check_unit(table, unit), *check_duplicates(table, unit)], parts,
-                         grown)
-        if aa and "refused" not in result:
-            result["aa"] = {m.name: aa_test(units, m, aa, alpha) for m in metrics}
+                         grown, aa)
     except Refused as reason:  # without arms and health lines there is no page either
         if not as_json:
             raise

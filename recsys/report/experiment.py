@@ -34,8 +34,10 @@ def as_lift(result: Mapping[str, Any], name: str) -> dict[str, Any]:
                         "segments; the intervals shown are not widened",
         "peeking": "always valid: intervals hold at every look" if plan["method"] == "sequential" else
                    "fixed: one look; a second one makes these intervals too narrow",
-        "certificate": result.get("certificate"),
+        "certificate": result.get("certificate"), "refused": result.get("refused"),
     }
+    if found := result.get("aa"):
+        lift["aa"] = found
     if not goal:
         return lift
     lift["goal"] = goal
@@ -44,8 +46,6 @@ def as_lift(result: Mapping[str, Any], name: str) -> dict[str, Any]:
         lift["arms"][arm]["secondary"] = {m: _arm(found, arm, plan["baseline"]) for m, found in metrics.items()
                                           if m != goal}
     lift |= {key: metrics[goal][key] for key in ("growth", "segments") if key in metrics[goal]}
-    if found := (result.get("aa") or {}).get(goal):
-        lift["aa"] = {"all arms together": found}
     return lift
 
 
@@ -62,8 +62,8 @@ def _arm(metric: Mapping[str, Any], arm: str, baseline: str) -> dict[str, Any]:
     decided = line[line["decided_on"]]
     made = {"value": decided["variant"], "lift": decided["relative"], "absolute_lift": decided["absolute"],
             "label": line["label"], "p_adjusted": line["p_adjusted"], "interval_method": decided["absolute"]["method"],
-            **_counts(line, arm)}
-    if "cuped" in line and line["raw"]["relative"] is not None:
+            "lift_refused": decided["relative_refused"], **_counts(line, arm)}
+    if "cuped" in line and decided["relative"] is not None and line["raw"]["relative"] is not None:
         made["unadjusted"] = {"estimator": "raw", "lift": line["raw"]["relative"],
                               "variance_reduction": line["cuped"]["variance_reduction"]}
     return made

@@ -152,7 +152,7 @@ def healthy(lift: Mapping[str, Any]) -> bool:
 
 def verdict(arm: Mapping[str, Any]) -> tuple[str, str]:
     """Sign and word for an arm's interval: all above zero, all below, or neither. Never by colour alone."""
-    interval = arm.get("lift") or {}
+    interval = arm.get("lift") or arm.get("absolute_lift") or {}
     low, high = interval.get("low"), interval.get("high")
     key = "inconclusive"
     if low is not None and low > 0:
@@ -175,7 +175,7 @@ def headline(lift: Mapping[str, Any], statement: Mapping[str, Any] | None = None
         return "A health check failed. The lifts below are shown for repair only: do not act on them."
     arms, baseline, goal = variants(lift), lift.get("baseline"), name_of(lift.get("goal", "goal metric"))
     if not arms:
-        return "This experiment has no arm to compare with its baseline."
+        return _without_lifts(lift, str(baseline), goal)
     best = max(arms, key=lambda n: arms[n]["lift"]["estimate"])
     interval = arms[best]["lift"]
     if (interval.get("low") or 0) > 0:
@@ -189,6 +189,17 @@ def headline(lift: Mapping[str, Any], statement: Mapping[str, Any] | None = None
     if arms[best].get("label") == "exploratory":
         text = "Exploratory, on little evidence: " + text
     return _decided(lift) + text + _llama(arms, best) + _substitute(statement, best, str(baseline))
+
+
+def _without_lifts(lift: Mapping[str, Any], baseline: str, goal: str) -> str:
+    told = {n: a for n, a in lift["arms"].items() if a.get("lift_refused")}
+    if not told:
+        return "This experiment has no arm to compare with its baseline."
+    best = max(told, key=lambda n: told[n]["absolute_lift"]["estimate"])
+    values = " against ".join(value_of(lift["goal"], lift["arms"][n]["value"]) for n in (best, baseline))
+    text = (f"{best} is above {baseline} in {goal} ({values})" if told[best]["absolute_lift"]["low"] > 0 else
+            f"No arm stands out from {baseline}. The highest {goal} is {best}'s ({values})")
+    return text + f"; {baseline} is too near zero for a relative lift."
 
 
 def _against_the_rule(lift: Mapping[str, Any], best: str, clear: bool) -> str:

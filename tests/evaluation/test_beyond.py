@@ -10,7 +10,6 @@ from recsys.errors import Refused
 from recsys.evaluation.beyond import reaches
 from recsys.evaluation.comparison import ArmRows
 from recsys.evaluation.economics import economics_rows
-from recsys.evaluation.intervals import Choice
 from recsys.evaluation.offpolicy import METRICS, join_policy, pseudo_outcomes, read_log
 from tests.evaluation.bandit import Bandit
 from tests.evaluation.test_lift import GAP, ghostly
@@ -51,7 +50,7 @@ def test_bounds_are_what_the_unseen_ads_could_earn_at_the_least_and_at_the_most(
 
 def test_a_metric_without_a_bound_is_refused() -> None:
     rows, found = made()
-    arm = ArmRows(rows, Choice("t", "confirmatory", ""), 1e4, {}, {}, gap=GAP, reach=found)
+    arm = ArmRows(rows, 1e4, {}, {}, gap=GAP, reach=found)
     assert arm.reach_of("ctr") is found["ctr"]
     with pytest.raises(Refused, match="not bounded"):
         arm.reach_of("dwell")

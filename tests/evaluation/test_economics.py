@@ -122,7 +122,7 @@ def test_costs_of_few_clicks_cover_or_are_refused() -> None:
         click = (rng.random(rows) < 0.006).astype(float)
         paid = click * rng.gamma(1.0, 1.0, rows)
         events = effective(paid)
-        arm = ArmRows({"revenue_per_mille": 1000 * paid, "ctr": click}, choice, rows, {"cost_per_click": events}, {})
+        arm = ArmRows({"revenue_per_mille": 1000 * paid, "ctr": click}, rows, {"cost_per_click": events}, {})
         c = Comparison({"a": arm}, "a", "ctr", np.arange(rows), 0.95, 0, 0, paired=True)
         if events < 5:
             with pytest.raises(Refused, match="no interval of a cost is published below 5"):

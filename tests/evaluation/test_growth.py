@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from recsys.evaluation.comparison import ArmRows, Comparison
 from recsys.evaluation.growth import growth
-from recsys.evaluation.intervals import Choice, cluster_sums, t_interval
+from recsys.evaluation.intervals import cluster_sums, t_interval
 from recsys.evaluation.lift import offpolicy_lift
 from recsys.evaluation.sequential import always_valid_multiplier
 from tests.evaluation.bandit import Bandit, config
@@ -100,7 +100,7 @@ def test_bounds_hold_at_every_look_where_clicks_are_few() -> None:
         user = rng.integers(0, 200, 1200)
         weights = rng.lognormal(0, 1.2, (2, 1200))
         click = rng.random(1200) < 0.02
-        arms = {n: ArmRows({"ctr": w * click}, Choice("t", "confirmatory", ""), 0.0, {}, {}, (), w, w * click)
+        arms = {n: ArmRows({"ctr": w * click}, 0.0, {}, {}, (), w, w * click)
                 for n, w in zip(("base", "a"), weights, strict=True)}
         both = Comparison(arms, "base", "ctr", user, 0.95, 200, 0, True)
         path = growth(both, pa.chunked_array([pa.array(np.arange(1200))]), setting)["arms"]["a"]

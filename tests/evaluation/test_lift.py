@@ -183,8 +183,7 @@ def test_a_failed_a_a_test_fails_the_report():
     stories = np.r_[np.repeat([0, 1], 60), np.arange(2, 62)]
     base = np.full(len(stories), 0.02)
     arm = base * np.r_[np.repeat([0.9, 1.1], 60), 1 + 0.02 * rng.normal(size=60)]
-    choice = intervals.Choice("t", "confirmatory", "randomised")
-    c = Comparison({n: ArmRows({"ctr": x}, choice, float(len(x)), {}, {}) for n, x in (("base", base), ("arm", arm))},
+    c = Comparison({n: ArmRows({"ctr": x}, float(len(x)), {}, {}) for n, x in (("base", base), ("arm", arm))},
                    "base", "ctr", stories, 0.95, 300, 0, paired=False)
     lift = compute_lift(c, config(["base", "arm"], method="randomized", unit="group_id"), {}, None,
                         [health.check("sample ratio", True, "fine")], "0" * 64)

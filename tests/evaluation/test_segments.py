@@ -11,7 +11,6 @@ from scipy.stats import kstest
 from recsys.config import DecisionConfig, ExperimentConfig
 from recsys.errors import InputError
 from recsys.evaluation.comparison import ArmRows, Comparison
-from recsys.evaluation.intervals import Choice
 from recsys.evaluation.lift import offpolicy_lift, randomized_lift
 from recsys.evaluation.segments import Segments, equal_lifts, read_segments
 from tests.evaluation.bandit import Bandit, config
@@ -60,7 +59,7 @@ def test_outcomes_are_refused_in_the_experiment_file() -> None:
 
 def comparison(rows: np.ndarray, base: np.ndarray, clusters: np.ndarray) -> Comparison:
     def arm(x: np.ndarray) -> ArmRows:
-        return ArmRows({"ctr": x}, Choice("t", "confirmatory", ""), 1e5, {"ctr": 1e4}, {}, (), np.ones(len(x)), x)
+        return ArmRows({"ctr": x}, 1e5, {"ctr": 1e4}, {}, (), np.ones(len(x)), x)
 
     return Comparison({"base": arm(base), "a": arm(rows)}, "base", "ctr", clusters, 0.95, 200, 0, True)
 

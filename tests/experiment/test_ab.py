@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
@@ -46,6 +47,14 @@ def test_an_arm_that_is_null_is_one_line_of_bad_input(tmp_path):
         assert "column arm, row 7: value not allowed; got 'None'" in str(done.exception)
 
 
+def few_carry_all() -> pa.Table:
+    """Ten users have 400 rows each and a rate of their own, 300 users one row."""
+    rng = np.random.default_rng(0)
+    user = np.repeat(np.arange(310), np.append(np.full(10, 400), np.ones(300, int)))
+    return pa.table({"user_id": user, "arm": np.array(["a", "b"])[user % 2],
+                     "click": (rng.random(len(user)) < rng.beta(1, 4, 310)[user]).astype(np.int8)})
+
+
 @pytest.mark.parametrize(("table", "more", "words"), [
     (exposures(600, per_impression=True), [], "one arm per unit"),
     (exposures(600), ["--looks", "3", "--method", "fixed"], "always-valid"),
@@ -53,6 +62,8 @@ def test_an_arm_that_is_null_is_one_line_of_bad_input(tmp_path):
     (exposures(4000, arms=("a", "b", "b")), [], "sample ratio"),
     (exposures(20), [], "effective sample size"),
     (pa.concat_tables([exposures(600)] * 2), [], "duplicate exposures"),
+    (few_carry_all(), ["--metric", "click/rows", "--aa", "300"], "does not keep its level"),
+    (few_carry_all().append_column("big", pa.array(np.full(4300, 1e300))), ["--metric", "big"], "no number any more"),
 ])
 def test_traps_end_in_exit_code_3(tmp_path, table, more, words):
     done = ab(written(tmp_path, table), "--metric", "click", "--json", *more)
@@ -60,6 +71,21 @@ def test_traps_end_in_exit_code_3(tmp_path, table, more, words):
     assert words in refused["refused"]
     assert "metrics" not in refused
     assert done.exit_code == 3
+
+
+def test_a_refused_experiment_says_so_on_the_terminal_and_on_its_page(tmp_path):
+    """Health lines and the reason, and no lift: not where the arms are unlike, nor where the test is unreliable."""
+    for table, more in ((exposures(600, arms=("a", "b", "b")), []),
+                        (few_carry_all(), ["--metric", "click/rows", "--aa", "300"])):
+        page = tmp_path / "page.html"
+        done = ab(written(tmp_path, table), "--metric", "click", *more, "--html", str(page))
+        assert done.exit_code == 3
+        assert "FAIL" in done.output
+        assert "refused: " in done.output
+        assert "relative" not in done.output
+        text = page.read_text()
+        assert "No lift is shown" in text
+        assert "<svg" not in text
 
 
 @pytest.mark.parametrize("more", [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
@@ -46,3 +48,20 @@ def test_an_unhealthy_experiment_has_no_lift_on_its_page(tmp_path: Path, arms: t
     assert "FAILED: sample ratio" in page.text
     assert not page.all("svg")
     assert "+" not in page.text.split("What each arm brings")[1]
+
+
+def test_a_baseline_too_near_zero_leaves_the_difference(tmp_path: Path) -> None:
+    """2 of 1,300 users converted: no relative lift has an upper end, and the difference is told all the same."""
+    arm = np.repeat([0, 1, 2], 1300)
+    converted = np.concatenate([np.arange(1300) < n for n in (2, 8, 26)])
+    table = pa.table({"user_id": np.arange(3900), "arm": np.array(["a", "b", "c"])[arm],
+                      "conversion": converted.astype(np.int8), "click": (np.arange(3900) % 7 == 0).astype(np.int8)})
+    page = page_of(tmp_path, table, "--metric", "conversion", "--metric", "click")
+    assert "c is above a in conversion rate (2.00 % against 0.154 %); a is too near zero" in page.text
+    for words in ("no upper end", "times as much", "▲ better", "◆ inconclusive"):
+        assert words in page.text, words
+    beside = page_of(tmp_path, table, "--metric", "click", "--metric", "conversion")
+    assert "no relative lift" in beside.text
+    assert "No arm stands out from a" in beside.text
+    fewer = page_of(tmp_path, table.slice(0, 2600), "--metric", "conversion")
+    assert "No arm stands out from a. The highest conversion rate is b's" in fewer.text

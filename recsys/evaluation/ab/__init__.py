@@ -12,7 +12,8 @@ from recsys.lazy import on_first_use
 _WHERE = {
     "units": ("Metric", "Units", "parse_metric", "read_units"),
     "contrast": ("always_valid", "compare"),
-    "analysis": ("Plan", "analyse", "beta_binomial"),
+    "analysis": ("Plan", "analyse"),
+    "bayes": ("beta_binomial",),
     "design": ("aa_test", "detectable_lift", "units_per_arm"),
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}

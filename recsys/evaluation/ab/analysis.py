@@ -10,15 +10,16 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
-from scipy.stats import beta
 
 from recsys.errors import InputError, Refused
 from recsys.evaluation import health
+from recsys.evaluation.ab.bayes import beta_binomial
 from recsys.evaluation.ab.breakdown import adjust_segments, growth_of, segment_lifts
 from recsys.evaluation.ab.contrast import TUNING, Contrast, aggregates, compare
 from recsys.evaluation.ab.parts import Parts
 from recsys.evaluation.ab.units import Metric, Units, parquet_files
 from recsys.evaluation.certify.certificate import certificate
+from recsys.evaluation.decision import adjust
 from recsys.evaluation.intervals import choose_interval, effective
 from recsys.evaluation.offpolicy.stream import column_hash
 
@@ -78,7 +79,7 @@ class Plan:
 
 def analyse(units: Units, metrics: list[Metric], plan: Plan, unit: str = "unit",
             checks: list[dict[str, Any]] | None = None, segments: Mapping[str, Parts] | None = None,
-            grown: tuple[str, Parts] | None = None) -> dict[str, Any]:
+            grown: tuple[str, Parts] | None = None, aa: int = 0) -> dict[str, Any]:
     """Every variant against the baseline on every metric.
 
     Args:
@@ -89,12 +90,14 @@ def analyse(units: Units, metrics: list[Metric], plan: Plan, unit: str = "unit",
         checks: further health lines, such as :func:`check_unit`'s.
         segments: column -> the units by its values (:func:`recsys.evaluation.ab.parts.read_segment_parts`).
         grown: a column of time, and the units by it (:func:`recsys.evaluation.ab.parts.read_time_parts`).
+        aa: draws of the A/A test of every metric on the same units, which becomes a health line; 0 for none.
 
     Returns:
         Plain values: ``plan``, ``unit``, ``rows``, ``arms`` (units), ``health``, ``healthy`` and, where healthy,
         ``metrics``: name -> ``variants``: arm -> numerators, denominators, ``raw`` and ``cuped`` comparisons,
         ``p_value``, ``p_adjusted``, ``significant``, ``label``; and, where asked for, ``segments`` and ``growth`` in
-        the shapes of ``lift.json``; ``certificate``. An unhealthy experiment has ``refused`` instead.
+        the shapes of ``lift.json``; ``aa``: name -> what was found; ``certificate``. An unhealthy experiment has
+        ``refused`` instead.
 
     Raises:
         InputError: the baseline or a share names no arm.
@@ -112,13 +115,33 @@ def analyse(units: Units, metrics: list[Metric], plan: Plan, unit: str = "unit",
         "arms": dict(zip(units.arms, units.counts.tolist(), strict=True)), "health": lines,
         "healthy": all(line["ok"] for line in lines)}
     if not result["healthy"]:
-        reasons = "; ".join(f"{line['check']}: {line['detail']}" for line in lines if not line["ok"])
-        return result | {"refused": reasons + ". No lift is shown, because the arms are not comparable; mend the "
-                                              "assignment or the logging and run the test again"}
+        return result | {"refused": _failed(lines) + ". No lift is shown, because the arms are not comparable; mend "
+                                                     "the assignment or the logging and run the test again"}
+    if aa:
+        result["aa"] = {m.name: _aa(units, m, plan, aa) for m in metrics}
+        line = health.aa(result["aa"])
+        result |= {"health": [*lines, *line], "healthy": all(one["ok"] for one in line)}
+        if not result["healthy"]:
+            return result | {"refused": _failed(line) + ". No lift is shown, because the test does not keep its level "
+                                                        "on these units: a few carry these numbers; analyse by a "
+                                                        "wider unit, winsorise, or wait for more of them"}
     result["metrics"] = {m.name: _metric(units, m, plan, sequential) for m in metrics}
     _adjust(result["metrics"], plan)
     _break_down(result["metrics"], metrics, plan, sequential, segments or {}, grown)
     return result | {"certificate": certificate("ab")}
+
+
+def _failed(lines: list[dict[str, Any]]) -> str:
+    return "; ".join(f"{line['check']}: {line['detail']}" for line in lines if not line["ok"])
+
+
+def _aa(units: Units, metric: Metric, plan: Plan, draws: int) -> dict[str, Any]:
+    from recsys.evaluation.ab.design import aa_test  # brings statsmodels
+
+    try:
+        return aa_test(units, metric, draws, plan.alpha, cap=_cap(units, metric, plan)[0])
+    except Refused as reason:
+        return {"refused": str(reason)}
 
 
 def check_unit(path: str | Path, unit: str) -> dict[str, Any]:
@@ -232,13 +255,9 @@ def _adjust(metrics: dict[str, Any], plan: Plan) -> None:
     if not lines:
         raise Refused("; ".join(dict.fromkeys(
             line["refused"] for m in metrics.values() for line in m["variants"].values())))
-    p_values = np.array([line["p_value"] for line in lines])
-    if plan.multiplicity != "none" and len(lines) > 1:
-        from statsmodels.stats.multitest import multipletests  # brings pandas, half a second
-
-        p_values = multipletests(p_values, plan.alpha, "holm" if plan.multiplicity == "holm" else "fdr_bh")[1]
-    for line, p in zip(lines, p_values, strict=True):
-        line |= {"p_adjusted": float(p), "significant": bool(p <= plan.alpha)}
+    adjusted = adjust({str(i): line["p_value"] for i, line in enumerate(lines)}, plan.multiplicity, plan.alpha)
+    for i, line in enumerate(lines):
+        line |= {"p_adjusted": adjusted[str(i)], "significant": adjusted[str(i)] <= plan.alpha}
 
 
 def _break_down(found: dict[str, Any], metrics: list[Metric], plan: Plan, sequential: bool,
@@ -254,36 +273,3 @@ def _break_down(found: dict[str, Any], metrics: list[Metric], plan: Plan, sequen
         if grown is not None:
             out["growth"] = growth_of(grown[1], grown[0], metric, plan.baseline, confidence, plan.tuning)
     adjust_segments([out["segments"] for out in found.values() if "segments" in out], plan.multiplicity, plan.alpha)
-
-
-def beta_binomial(successes_a: int, n_a: int, successes_b: int, n_b: int, prior: tuple[float, float] = (1.0, 1.0),
-                  credibility: float = 0.95, draws: int = 200_000, seed: int = 0) -> dict[str, float]:
-    """Two rates under independent beta priors, one trial per unit: what is the chance that b is the better one?
-
-    Args:
-        successes_a: of the baseline; ``n_a`` its units.
-        n_a: see ``successes_a``.
-        successes_b: of the variant; ``n_b`` its units.
-        n_b: see ``successes_b``.
-        prior: alpha and beta of both priors; uniform by default.
-        credibility: mass of the interval of the relative lift.
-        draws: of the posterior, for the interval and the loss.
-        seed: of the draws.
-
-    Returns:
-        ``chance_to_beat`` (by quadrature), ``expected_loss`` of choosing b (mean of max(rate_a - rate_b, 0)), and
-        ``relative_low`` and ``relative_high``.
-    """
-    if not (0 <= successes_a <= n_a and 0 <= successes_b <= n_b and min(n_a, n_b) > 0 and min(prior) > 0):
-        raise InputError("counts not allowed", got=(successes_a, n_a, successes_b, n_b),
-                         expected="0 <= successes <= n, n > 0, positive prior")
-    a, b = (beta(s + prior[0], n - s + prior[1]) for s, n in ((successes_a, n_a), (successes_b, n_b)))
-    at, weight = np.polynomial.legendre.leggauss(400)
-    low, high = b.ppf(1e-14), b.ppf(1 - 1e-14)
-    x = low + (high - low) * (at + 1) / 2
-    chance = float((weight * b.pdf(x) * a.cdf(x)).sum() * (high - low) / 2)
-    rng = np.random.default_rng(seed)
-    one, two = a.rvs(draws, random_state=rng), b.rvs(draws, random_state=rng)
-    ends = np.quantile(two / one - 1, [0.5 - credibility / 2, 0.5 + credibility / 2])
-    return {"chance_to_beat": min(chance, 1.0), "expected_loss": float(np.maximum(one - two, 0).mean()),
-            "relative_low": float(ends[0]), "relative_high": float(ends[1])}

@@ -6,7 +6,7 @@ Read as there (docs/decisions/0027-segments-and-peeking.md): :mod:`recsys.evalua
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from statistics import NormalDist
 from typing import Any
 
@@ -26,6 +26,7 @@ from recsys.evaluation.intervals import (
     EXPLORATORY_CLUSTERS,
     Choice,
     Floats,
+    Interval,
     choose_interval,
     effective,
 )
@@ -45,7 +46,7 @@ def contrast_of(units: Units, metric: Metric, baseline: str, arm: str, confidenc
     made = compare(aggregates(units, baseline, metric), aggregates(units, arm, metric), metric, confidence,
                    tuning=tuning)
     if made.relative is None:
-        raise Refused(f"the baseline's {metric.name} is not above zero: there is no relative lift")
+        raise Refused(str(made.unbounded))
     events = min(effective(units.of(a, metric.numerator)) for a in (baseline, arm))
     size = min(len(units.of(a, metric.numerator)) for a in (baseline, arm))
     return made, choose_interval(size, events, size), min(events, size) >= ENOUGH
@@ -106,9 +107,9 @@ def _arm(made: Parts, own: list[Parts], metric: Metric, overall: float, baseline
         except Refused as refused:
             found[label] = {"refused": str(refused)}
             continue
-        assert contrast.relative is not None
-        found[label] = {"lift": ends(at_least(contrast.relative, -1.0)), "se": contrast.relative.se,
-                        "p_value": contrast.absolute.p_value, "interval_method": contrast.relative.method,
+        lift = _relative(contrast)
+        found[label] = {"lift": ends(at_least(lift, -1.0)), "se": lift.se,
+                        "p_value": contrast.absolute.p_value, "interval_method": lift.method,
                         "label": choice.label, "shrunk": None}
         tested += [g] if enough else []
     noisy = [label for label, line in found.items() if line.get("se")]
@@ -146,9 +147,8 @@ def _same(made: Parts, told: list[int], metric: Metric, baseline: str, arm: str,
         ratio: Floats = above / np.where(below > 0, below, 1.0)
         scale = both / np.where(below > 0, below, 1.0)
         rows[name] = d * ratio[kept.part] + np.where(mine, (y - ratio[kept.part] * d) * scale[kept.part], 0.0)
-    choice = Choice("t", "confirmatory", "")
     clusters = np.unique(kept.unit, return_inverse=True)[1].astype(np.int64)
-    c = Comparison({n: ArmRows({metric.name: x}, choice, float(len(x)), {}, {}) for n, x in rows.items()}, baseline,
+    c = Comparison({n: ArmRows({metric.name: x}, float(len(x)), {}, {}) for n, x in rows.items()}, baseline,
                    metric.name, clusters, confidence, 0, 0, paired=True)
     return equal_lifts(c, Segments(made.labels, kept.part), arm, told)
 
@@ -186,22 +186,32 @@ def growth_of(made: Parts, column: str, metric: Metric, baseline: str, confidenc
                 continue
             try:
                 once, choice, _ = contrast_of(units, metric, baseline, arm, confidence, None)
-                sure = choice.label == "confirmatory"
-                bounds = None if sure else contrast_of(units, metric, baseline, arm,
-                                                       1 - (1 - confidence) / len(made.labels), None)[0].relative
+                bounds: Any = _sequence(units, metric, baseline, arm, tuning)
+                if choice.label != "confirmatory":
+                    bounds = at_least(_relative(contrast_of(units, metric, baseline, arm, 1 - (1 - confidence) / len(
+                        made.labels), None)[0]), -1.0)
             except Refused:
                 continue
-            assert once.relative is not None
-            paths[arm].append({"until": until, "n": int(rows[look]), "units": n,
-                               "lift": None if bounds is None else at_least(bounds, -1.0),
-                               "one_look": at_least(once.relative, -1.0), "method": once.relative.method,
-                               "label": choice.label})
-    paths = {a: bounded(path, len(made.labels), 1 - confidence, tuning) for a, path in paths.items()}
+            one = at_least(_relative(once), -1.0)
+            paths[arm].append({"until": until, "n": int(rows[look]), "units": n, "lift": bounds, "one_look": one,
+                               "method": one.method, "label": choice.label})
+    paths = {a: bounded(path, len(made.labels), 1 - confidence) for a, path in paths.items()}
     first = int(np.searchsorted(rows, rows[-1] / 2)) + 1
     halves = made.merged((made.part >= first).astype(np.int64), ["first", "second"], fixed)
     return {"column": column, "looks": max((len(p) for p in paths.values()), default=0), "tuning": tuning,
             "confidence": confidence, "arms": paths,
             "halves": {a: _halves(halves, metric, baseline, a, confidence) for a in others}}
+
+
+def _sequence(units: Units, metric: Metric, baseline: str, arm: str,
+              tuning: float) -> Callable[[float], Interval | None]:
+    first, second = (aggregates(units, a, metric) for a in (baseline, arm))
+    return lambda alpha: compare(first, second, metric, 1 - alpha, tuning=tuning).relative
+
+
+def _relative(made: Contrast) -> Interval:
+    assert made.relative is not None  # contrast_of refuses those
+    return made.relative
 
 
 def _halves(made: Parts, metric: Metric, baseline: str, arm: str, confidence: float) -> dict[str, Any]:
@@ -213,8 +223,7 @@ def _halves(made: Parts, metric: Metric, baseline: str, arm: str, confidence: fl
         except Refused:
             found[key] = None
             continue
-        assert contrast.relative is not None
-        found[key] = ends(at_least(contrast.relative, -1.0))
+        found[key] = ends(at_least(_relative(contrast), -1.0))
         sure += [g] if enough else []
     same = _same(made, sure, metric, baseline, arm, confidence)
     return {**found, "p_value": None if same is None else same["p_value"]}

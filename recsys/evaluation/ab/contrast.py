@@ -2,7 +2,7 @@
 
 The moments of an arm are tea-tasting's ``Aggregates`` (delta method for ratios of means over units, which is the
 cluster-robust variance when a unit is a cluster of rows), and so are CUPED and the absolute interval. Written
-here is what it lacks: the relative lift by the delta method, always-valid intervals, and what they can detect.
+here is what it lacks: the relative lift after Fieller, always-valid intervals, and what they can detect.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from tea_tasting.metrics import RatioOfMeans
 
 from recsys.errors import Refused
 from recsys.evaluation.ab.units import Metric, Units
-from recsys.evaluation.intervals import Interval, welch_means
+from recsys.evaluation.intervals import Interval
 from recsys.evaluation.sequential import always_valid_multiplier, always_valid_p
+from recsys.evaluation.welch import relative_lift
 
 TUNING = 5_000.0  # units at which an always-valid interval is tightest, unless the plan says otherwise
 
@@ -39,8 +40,12 @@ def aggregates(units: Units, arm: str, metric: Metric, cap: float | None = None)
         raise Refused(f"arm {arm} has {columns.shape[1]} unit(s): at least two are needed")
     if cap is not None:
         columns[0] = np.minimum(columns[0], cap)
-    mean = columns.mean(axis=1)
-    spread = np.atleast_2d(np.cov(columns))
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, spread = columns.mean(axis=1), np.atleast_2d(np.cov(columns))
+    if not np.isfinite(spread).all():
+        at = int(np.argmax(np.abs(columns).max(axis=1)))
+        raise Refused(f"{names[at]} reaches {np.abs(columns[at]).max():.4g} in arm {arm}, and the square of that is no "
+                      "number any more: mend the value, or rescale the column")
     pairs = {(a, b): float(spread[i, j]) for i, a in enumerate(names) for j, b in enumerate(names)}
     return Aggregates(columns.shape[1], dict(zip(names, mean.tolist(), strict=True)),
                       {n: pairs[n, n] for n in names}, pairs)
@@ -54,8 +59,9 @@ class Contrast:
         baseline: the baseline's (adjusted) value; ``variant`` the variant's.
         variant: see ``baseline``.
         absolute: difference; its p-value is the comparison's.
-        relative: difference over the baseline's value; None where that value is not above zero.
-        detectable: relative lift found with 80 % power at this size; None as above.
+        relative: difference over the baseline's value (Fieller); None where that value is not clearly above zero.
+        unbounded: why there is no ``relative``.
+        detectable: relative lift found with 80 % power at this size; None where the baseline's value is not above zero.
         variances: per unit, of the baseline and the variant.
     """
 
@@ -63,6 +69,7 @@ class Contrast:
     variant: float
     absolute: Interval
     relative: Interval | None
+    unbounded: str | None
     detectable: float | None
     variances: tuple[float, float]
 
@@ -70,6 +77,7 @@ class Contrast:
         """Plain values, ready for JSON."""
         return {"baseline": self.baseline, "variant": self.variant, "absolute": self.absolute.as_dict(),
                 "relative": None if self.relative is None else self.relative.as_dict(),
+                "relative_refused": self.unbounded,
                 "detectable_relative_lift": self.detectable}
 
 
@@ -98,23 +106,26 @@ def compare(control: Aggregates, treatment: Aggregates, metric: Metric, confiden
     test = RatioOfMeans(a, b, metric.covariate, metric.covariate_denominator, confidence_level=confidence,
                         equal_var=False, use_t=True)
     variances = _adjusted_variances(control, treatment, metric)
+    if not np.isfinite(variances).all():
+        raise Refused(f"the variance of {metric.name} is no number any more: rescale its columns")
     if not max(variances) > 0:
         raise Refused(f"{metric.name} has the same value in all units: there is nothing to compare")
     found = test.analyze_aggregates(control, treatment)
     se = float(np.sqrt(variances[0] / control.count() + variances[1] / treatment.count()))
     absolute = Interval(float(found.effect_size), float(found.effect_size_ci_lower), float(found.effect_size_ci_upper),
                         se, found.pvalue, "welch")
-    relative, detectable = None, None
-    if found.control > 0:
-        relative = welch_means(found.control, variances[0], control.count(), found.treatment, variances[1],
-                               treatment.count(), confidence)
     n = control.count() + treatment.count()
     if tuning is not None:
         absolute = always_valid(absolute, n, confidence, tuning)
-        relative = None if relative is None else always_valid(relative, n, confidence, tuning)
+    relative, unbounded, detectable = None, None, None
+    try:
+        relative = relative_lift(float(found.control), variances[0] / control.count(), float(found.treatment),
+                                 variances[1] / treatment.count(), absolute)
+    except Refused as reason:
+        unbounded = f"no relative lift of {metric.name}, read the difference: {reason}"
     if found.control > 0:  # the interval of this true lift excludes 0 in four of five experiments (at the last look)
         detectable = ((absolute.high - absolute.low) / 2 + float(stdtrit(n - 2, 0.8)) * se) / float(found.control)
-    return Contrast(float(found.control), float(found.treatment), absolute, relative, detectable, variances)
+    return Contrast(float(found.control), float(found.treatment), absolute, relative, unbounded, detectable, variances)
 
 
 def _adjusted_variances(control: Aggregates, treatment: Aggregates, metric: Metric) -> tuple[float, float]:

@@ -63,16 +63,18 @@ def detectable_lift(base: float, units: int, alpha: float = 0.05, power: float =
 
 
 def aa_test(units: Units, metric: Metric, draws: int = 1000, alpha: float = 0.05, seed: int = 0,
-            most: int = MOST_UNITS) -> dict[str, Any]:
+            most: int = MOST_UNITS, cap: float | None = None) -> dict[str, Any]:
     """Does the test keep its level on these very units? Arms are drawn anew, so that no difference exists.
 
     Units (at most ``most`` of them, drawn at random) are split in half ``draws`` times; the Welch test of the metric
-    (delta method for a ratio) should reject in ``alpha`` of them, with uniform p-values.
+    (delta method for a ratio) should reject in ``alpha`` of them, with uniform p-values. ``cap`` is the largest
+    numerator of a unit (winsorising).
 
     Returns:
         ``rejected`` share, ``low`` and ``high`` (99 % binomial range of that share under the level), ``uniformity_p``
         (Kolmogorov-Smirnov), ``ok``.
     """
     a = units.values[metric.numerator]
+    a = a if cap is None else np.minimum(a, cap)
     b = np.ones_like(a) if metric.denominator is None else units.values[metric.denominator]
     return aa_of_sums(a, b, draws, alpha, seed, most, metric.name)

@@ -27,11 +27,15 @@ def render(result: dict[str, Any]) -> str:
         if "growth" in metric:
             lines += _growth(metric["growth"])
         if name in result.get("aa", {}):
-            aa = result["aa"][name]
-            lines.append(f"  A/A on the same units: {aa['rejected']:.1%} of {aa['draws']:,} rejected at "
-                         f"{aa['alpha']:g} (99 % range {aa['low']:.1%} to {aa['high']:.1%}): "
-                         f"{'keeps its level' if aa['ok'] else 'does NOT keep its level'}")
+            lines.append(_aa(result["aa"][name]))
     return "\n".join(lines)
+
+
+def _aa(found: dict[str, Any]) -> str:
+    if "refused" in found:
+        return f"  A/A on the same units: refused: {found['refused']}"
+    return (f"  A/A on the same units: {found['rejected']:.1%} of {found['draws']:,} rejected at {found['alpha']:g} "
+            f"(99 % range {found['low']:.1%} to {found['high']:.1%})")
 
 
 def _variant(baseline: str, arm: str, line: dict[str, Any]) -> list[str]:
@@ -47,13 +51,12 @@ def _variant(baseline: str, arm: str, line: dict[str, Any]) -> list[str]:
         one = line[kind]
         text = (f"    {kind:<5} {one['baseline']:.6g} -> {one['variant']:.6g}, "
                 f"difference {_span(one['absolute'], '.4g')}")
-        if one["relative"] is not None:
-            text += f", relative {_span(one['relative'], '+.2%')}"
+        text += f", relative {_span(one['relative'], '+.2%')}" if one["relative"] is not None else ", no relative lift"
         if one["detectable_relative_lift"] is not None:
             text += f"; finds {one['detectable_relative_lift']:.2%} with 80 % power"
         if kind == "cuped":
             text += f"; variance -{one['variance_reduction']:.1%}"
-        lines.append(text)
+        lines += [text] + ([f"      {one['relative_refused']}"] if one["relative_refused"] else [])
     if "bayes" in line:
         b = line["bayes"]
         lines.append(f"    Bayes (uniform prior): {b['chance_to_beat']:.1%} chance to beat {baseline}, relative "

@@ -19,7 +19,7 @@ METHODS = {
     "offpolicy": (*_SHARED, *_REPORT, "beyond.py", *(f"offpolicy/{name}.py" for name in (
         "answer", "estimators", "evidence", "rows", "slate", "support", "totals", "tuning"))),
     "randomized": (*_SHARED, *_REPORT, "randomized.py"),
-    "ab": (*_SHARED, *_REPORT, *(f"ab/{name}.py" for name in ("analysis", "breakdown", "contrast"))),
+    "ab": (*_SHARED, *_REPORT, "welch.py", *(f"ab/{name}.py" for name in ("analysis", "breakdown", "contrast"))),
 }
 """Design -> the modules of recsys/evaluation that decide which interval is published, and its ends: what is certified.
 A change of one asks for a certificate of its own (CONTRIBUTING.md)."""

@@ -18,7 +18,7 @@ from recsys.evaluation.ab.analysis import Plan, analyse
 from recsys.evaluation.ab.units import ROWS, Metric, Units
 from recsys.evaluation.certify.measure import DRAWS, Tally
 from recsys.evaluation.certify.worlds import EAGERNESS
-from recsys.evaluation.comparison import ArmRows, Comparison, randomized_choice
+from recsys.evaluation.comparison import ArmRows, Comparison
 from recsys.evaluation.intervals import Floats, Interval
 from recsys.evaluation.randomized import Tests, click_squares, picked, value_per_test
 
@@ -96,7 +96,7 @@ def _ab(cell: RandomizedCell, rng: np.random.Generator) -> tuple[dict[str, Inter
     line = found["metrics"][metric.name]["variants"]["b"]
     made = {name: Interval(raw["estimate"], raw["low"], raw["high"], method=raw["method"]) for name, raw in (
         ("default", line["raw"]["relative"]), ("absolute", line["raw"]["absolute"])) if raw is not None}
-    return made, f"welch, {line['label']}", facts
+    return made, f"{'fieller' if 'default' in made else 'difference only'}, {line['label']}", facts
 
 
 def draw_tests(cell: RandomizedCell, rng: np.random.Generator) -> tuple[Tests, Floats]:
@@ -130,9 +130,8 @@ def _choice(cell: RandomizedCell, rng: np.random.Generator, seed: int,
     tests, score = draw_tests(cell, rng)
     facts = {"clicks": float(tests.successes.sum()) / CANDIDATES}
     try:
-        choice = randomized_choice(cell.n, int(tests.cluster.max()) + 1)
         picks = {"uniform": picked(tests, None), "scores": picked(tests, score)}
-        arms = {name: ArmRows({"ctr": value_per_test(tests, pick)}, choice, float(cell.n), {}, {},
+        arms = {name: ArmRows({"ctr": value_per_test(tests, pick)}, float(cell.n), {}, {},
                               click_squares=click_squares(tests, pick)) for name, pick in picks.items()}
         both = Comparison(arms, "uniform", "ctr", tests.cluster, 0.95, DRAWS, seed, paired=False)
         made, choice = both.lift("scores", "uniform", "ctr"), both.choice_of("ctr", "scores", "uniform")

@@ -30,7 +30,7 @@ KINDS = ("iid", "clustered", "drifting")
 # What a cell's result depends on, of recsys/evaluation, by section
 _VALUES = ("intervals.py", "betting.py", "likelihood.py", "certify/worlds.py", "certify/measure.py", *(
     f"offpolicy/{name}.py" for name in ("answer", "estimators", "evidence", "rows", "support", "totals")))
-_AB = ("ab/analysis.py", "ab/contrast.py", "sequential.py")
+_AB = ("ab/analysis.py", "ab/contrast.py", "sequential.py", "welch.py")
 CODE = {"values": _VALUES, "lifts": _VALUES, "uniformity": (*_VALUES, *_AB, "certify/uniformity.py"),
         "randomized": ("intervals.py", "betting.py", "likelihood.py", "comparison.py", "randomized.py", *_AB,
                        "certify/randomized.py"),

@@ -6,15 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy.stats import beta
 
 from recsys.errors import InputError, Refused
-from recsys.evaluation.ab.analysis import Plan, analyse, beta_binomial, check_unit
+from recsys.evaluation.ab.analysis import Plan, analyse, check_unit
 from recsys.evaluation.ab.contrast import always_valid
 from recsys.evaluation.ab.units import Metric, Units, read_units
-from recsys.evaluation.intervals import welch_means
+from recsys.evaluation.welch import welch_means
 from tests.evaluation.ab.samples import exposures, units_of, written
 
 CTR = Metric("click", "rows", "before")
@@ -157,26 +154,6 @@ def test_bad_plans_are_named():
         analyse(units, [Metric("x")], Plan("a", shares={"a": 1.0, "z": 1.0}))
     with pytest.raises(InputError, match="one arm only"):
         analyse(Units(["a"], np.zeros(5, np.int64), 5, {"x": np.ones(5)}, 0), [Metric("x")], Plan("a"))
-
-
-def test_beta_binomial():
-    """Exact: for uniform priors and a = 0 of 1, b = 1 of 1, P(b > a) = 5/6; the interval by simulation."""
-    made = beta_binomial(0, 1, 1, 1)
-    assert made["chance_to_beat"] == pytest.approx(5 / 6, abs=1e-9)
-    big = beta_binomial(10_000, 100_000, 10_500, 100_000)
-    assert big["relative_low"] < 0.05 < big["relative_high"]
-    one, two = beta(10_001, 90_001), beta(10_501, 89_501)
-    normal = (two.mean() - one.mean()) / np.sqrt(one.var() + two.var())
-    assert big["chance_to_beat"] == pytest.approx(0.5 * (1 + __import__("math").erf(normal / np.sqrt(2))), abs=1e-4)
-    with pytest.raises(InputError, match="counts not allowed"):
-        beta_binomial(5, 4, 1, 4)
-
-
-@settings(max_examples=10)
-@given(a=st.integers(0, 30), b=st.integers(0, 30))
-def test_beta_binomial_is_antisymmetric(a, b):
-    there, back = beta_binomial(a, 30, b, 30, draws=10), beta_binomial(b, 30, a, 30, draws=10)
-    assert there["chance_to_beat"] + back["chance_to_beat"] == pytest.approx(1, abs=1e-6)
 
 
 def test_a_ratio_that_one_unit_dominates_is_refused(tmp_path):

@@ -3,23 +3,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from typer.testing import CliRunner
-
-from recsys.cli import app
 from recsys.evaluation.certify.page import METHODS, page
 
 
-def test_the_command_writes_json_page_and_picture(tmp_path: Path):
-    done = CliRunner().invoke(app, ["certify", "--small", "--replications", "4", "--out", str(tmp_path), "--json"],
-                              env={"RECSYS_DATA_HOME": ""})
-    result = json.loads(done.stdout)
-    assert done.exit_code == (0 if all(r["met"] for r in result["requirements"]) else 1)
-    assert json.loads((tmp_path / "certification.json").read_text()) == result
-    text = (tmp_path / "certification.md").read_text()
+def test_the_command_writes_json_page_and_picture(small: tuple[Path, int, dict]):
+    folder, code, result = small
+    assert code == (0 if all(r["met"] for r in result["requirements"]) else 1)
+    assert json.loads((folder / "certification.json").read_text()) == result
+    text = (folder / "certification.md").read_text()
     assert result["certificate"]["id"] in text
     assert all(t["trap"] in text for t in result["traps"])
     assert "| skipped |" in text
-    assert (tmp_path / "coverage.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "coverage.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_failures_stand_on_the_page():

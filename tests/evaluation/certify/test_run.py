@@ -20,9 +20,9 @@ def no_traps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recsys.evaluation.certify.run.run_traps", lambda *_: [])
 
 
-@pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    return certify(tmp_path_factory.mktemp("certify"), small=True, replications=40)
+@pytest.fixture
+def result(small: tuple[Path, int, dict]) -> dict:
+    return small[2]
 
 
 def test_the_small_version_meets_what_is_required(result: dict):

@@ -129,6 +129,7 @@ def test_buckets_of_units_give_the_same_estimate_and_a_like_interval(tmp_path: P
     assert hashed["units"] <= 512
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("kind", ["logistic", "boosting"])
 def test_fitted_models_narrow_dr_and_give_mrdr(tmp_path: Path, kind: str):
     log, policy = written(tmp_path, users=1000, model=False)

@@ -34,6 +34,7 @@ def test_logistic_model_is_scikit_learns_on_the_same_features():
         assert made[fold == f] == pytest.approx(model.predict_proba(dense[fold == f])[:, 1], abs=3e-3)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_no_row_is_predicted_by_a_model_that_saw_its_unit():
     """Turning one unit's clicks around changes predictions of other units only."""
     log = shown(1500)
