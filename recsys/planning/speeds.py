@@ -38,36 +38,43 @@ class Accelerator(Strict):
     source: str
 
 
-class TrainRate(Strict):
-    """Rows a second that the throughput benchmark trains on so many cores; its model is in its result file."""
+class Rate(Strict):
+    """What so many cores do, and the key of the result file that says so."""
 
-    rows_a_second: float = Field(gt=0)
     cores: int = Field(ge=1)
     basis: Basis
     source: str
     key: str
 
 
-class EmbedRate(Strict):
+class TrainRate(Rate):
+    """Rows a second that the throughput benchmark trains on so many cores; its model is in its result file."""
+
+    rows_a_second: float = Field(gt=0)
+
+
+class EmbedRate(Rate):
     """Tokens a second that a model of so many parameters embeds on so many cores."""
 
     tokens_a_second: float = Field(gt=0)
     parameters: float = Field(gt=0)
-    cores: int = Field(ge=1)
-    basis: Basis
-    source: str
-    key: str
 
 
-class InputRate(Strict):
+class InputRate(Rate):
     """Processor time of reading, shuffling and encoding one row of so many columns."""
 
     microseconds_a_row: float = Field(gt=0)
     columns: int = Field(ge=1)
-    cores: int = Field(ge=1)
-    basis: Basis
-    source: str
-    key: str
+
+
+class SearchRate(Rate):
+    """Queries a second of an index of ``vectors`` of ``dim`` numbers, ``probes`` of its ``lists`` lists read."""
+
+    queries_a_second: float = Field(gt=0)
+    vectors: int = Field(ge=1)
+    dim: int = Field(ge=1)
+    lists: int = Field(ge=1)
+    probes: int = Field(ge=1)
 
 
 class Cpu(Strict):
@@ -76,6 +83,7 @@ class Cpu(Strict):
     train: TrainRate
     embed: EmbedRate
     input: InputRate
+    search: SearchRate
 
 
 class Reference(Strict):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -96,13 +97,17 @@ def roofline(shape: Shape, speeds: SpeedCard, accelerator: str, accelerators: in
             "network": network}
 
 
+@cache  # building a model to count its operations takes longer than all the rest of a plan
+def _known_shape(model: str, lookups: float, dense: int) -> Shape:
+    config = ModelConfig.model_validate_json(model)
+    return shape_of(config, {f"C{i}": lookups / 26 for i in range(26)}, dense, None,
+                    state_width("rowwise_adagrad", config.embedding_dim), wire=2)
 
 
 def reference_share(speeds: SpeedCard) -> float:
     """The share of its roofline that the card's published run reaches."""
     known = speeds.reference
-    shape = shape_of(known.model, {f"C{i}": known.lookups / 26 for i in range(26)}, known.dense, None,
-                     state_width("rowwise_adagrad", known.model.embedding_dim), wire=2)
+    shape = _known_shape(known.model.model_dump_json(), known.lookups, known.dense)
     ideal = max(roofline(shape, speeds, known.accelerator, known.accelerators, known.batch).values())
     return known.samples_a_second / known.accelerators * ideal
 
@@ -121,6 +126,7 @@ def input_seconds(shape: Shape, speeds: SpeedCard) -> float:
     return rate.microseconds_a_row * 1e-6 * (shape.lookups + shape.dense) / rate.columns
 
 
+@cache
 def benchmark_flops() -> int:
     """Operations of one row forward of the model that ``benchmarks/train_throughput.py`` times."""
     model = ModelConfig(embedding_dim=16, bottom=(512, 256), top=(512, 256), top_input="dense")
@@ -150,7 +156,12 @@ def machines_needed(config: ExperimentConfig, tables: list[Table], shape: Shape,
     options, batch = SparseOptions.of(config.training), config.training.batch_size
     budget = speeds.accelerators[accelerator].memory_gib * speeds.memory_share.value
     because, rows = "nothing", scale.training_rows * config.training.epochs
-    for machines in range(1, MOST_MACHINES + 1 if each >= 8 else 2):
+    most = MOST_MACHINES if each >= 8 else 1
+    alone = seconds_a_row(shape, speeds, accelerator, each, batch)
+    least = rows * max(alone["arithmetic"], alone["memory"], alone["input"]) / (most * each) / 3600
+    if scale.training_hours is not None and least > scale.training_hours:  # no need to try them all
+        raise Refused("it does not end in time")
+    for machines in range(1, most + 1):
         n = machines * each
         gib = fullest_rank(config, tables, options, n) + 16.0 * shape.dense_parameters / 2**30
         if gib > budget:

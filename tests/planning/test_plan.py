@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -8,10 +9,13 @@ import pytest
 from typer.testing import CliRunner
 
 from recsys.cli import app, main
-from recsys.config import load_config
+from recsys.config import IndexConfig, load_config
 from recsys.errors import InputError, Refused
+from recsys.ledger.prices import load_card
 from recsys.planning import make_plan
 from recsys.planning.commands import text
+from recsys.planning.plan import seconds_a_query
+from recsys.planning.speeds import load_speeds
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,3 +113,20 @@ def test_the_page_on_scale_shows_what_the_command_says(plan: dict) -> None:
     shown = re.search(r"```text\n(.*?)\n```", page, re.S)
     assert shown is not None
     assert shown[1] == "\n".join(line.rstrip() for line in text(plan, 2))
+
+
+def test_a_query_costs_what_the_benchmark_says_and_more_in_a_larger_shard(plan: dict) -> None:
+    speeds, index = load_speeds(), IndexConfig()
+    rate = speeds.cpu.search
+    assert seconds_a_query(rate.vectors, rate.dim, index, speeds) == pytest.approx(rate.cores / rate.queries_a_second)
+    assert seconds_a_query(rate.vectors, 2 * rate.dim, index, speeds) == pytest.approx(
+        2 * rate.cores / rate.queries_a_second)
+    sizes = [seconds_a_query(n, 128, index, speeds) for n in (10_000, 1_000_000, 20_000_000, 40_000_000)]
+    assert sizes == sorted(sizes)
+    card = load_card(load_config("internet_scale").money.price_card)
+    processors = {row.id: row.vcpus for row in card.rows}
+    queries = plan["needs"]["index"]["queries_a_second_at_peak"]
+    for found in plan["offers"]["index"]:
+        shard = math.ceil(100_000_000 / found["shards"])
+        cores = queries * found["shards"] * seconds_a_query(shard, 256, index, speeds)
+        assert found["machines"] == max(2 * found["shards"], math.ceil(cores / processors[found["price_row"]]))

@@ -15,7 +15,8 @@ def test_what_is_called_measured_stands_in_the_result_file() -> None:
     card = load_speeds()
     for rate, value in ((card.cpu.train, card.cpu.train.rows_a_second),
                         (card.cpu.embed, card.cpu.embed.tokens_a_second),
-                        (card.cpu.input, card.cpu.input.microseconds_a_row)):
+                        (card.cpu.input, card.cpu.input.microseconds_a_row),
+                        (card.cpu.search, card.cpu.search.queries_a_second)):
         assert rate.basis == "measured"
         found = json.loads((ROOT / card.sources[rate.source]).read_text())
         for key in rate.key.split("."):
