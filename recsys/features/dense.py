@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from recsys.errors import InputError
 from recsys.features.vocabulary import flatten
 
 _CLIP = 10.0  # standard deviations; a stray value must not blow up a layer
+
+
+def not_finite(column: pa.Array | pa.ChunkedArray) -> Any:
+    """Which values of a floating column are NaN, infinite, or beyond float32, in which models compute.
+
+    Returns:
+        bool [n], as Arrow; false for a null.
+    """
+    return pc.fill_null(pc.invert(pc.is_finite(column.cast(pa.float32(), safe=False))), False)
 
 
 def read_numbers(table: pa.Table, name: str, file: str | Path | None, offset: int) -> np.ndarray:

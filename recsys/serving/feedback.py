@@ -87,6 +87,9 @@ def join_feedback(folder: str | Path, out: str | Path, *, window_hours: float = 
                     keep &= mine
                 joined = _joined(table.filter(pa.array(keep)), events.filter(known), window, counts)
                 writer.write(_aligned(joined, schema, file))
+        if not writer.rows and counts["elsewhere"]:
+            raise InputError("no impression of this experiment whose window is over", file=folder,
+                             column="experiment_id", got=experiment, expected="an experiment that was served here")
         if not writer.rows:
             raise InputError("no impression whose window is over", file=folder, got=dict(counts),
                              expected="a smaller --window, or a longer log")

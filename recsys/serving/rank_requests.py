@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import math
 import re
 import secrets
 from collections.abc import Mapping
@@ -22,6 +21,8 @@ CONTEXT_TYPES: dict[str, pa.DataType] = {
     "number": pa.float64(), "integer": pa.int64(), "string": pa.string(), "strings": pa.list_(pa.string())}
 _ID = re.compile(r"[\w.:@+/=-]{1,128}")
 _INT64 = 2**63
+_FLOAT32 = (2 - 2**-23) * 2.0**127  # the largest: in float32 models compute
+_YEARS = range(2000, 2200)  # what a client's clock can plausibly say
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def _context(given: Any, types: Mapping[str, str]) -> dict[str, Any]:
 
 def _is(value: Any, kind: str) -> bool:
     if kind == "number":
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _FLOAT32
     if kind == "integer":
         return isinstance(value, int) and not isinstance(value, bool) and -_INT64 <= value < _INT64
     if kind == "string":
@@ -188,6 +189,9 @@ def _time(text: Any, name: str) -> int:
         since = moment - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
     except (TypeError, ValueError, OverflowError):
         raise InputError("not a time", file="request", column=name, got=text, expected="ISO 8601") from None
+    if moment.year not in _YEARS:
+        raise InputError("time out of range", file="request", column=name, got=text,
+                         expected=f"a year from {_YEARS[0]} to {_YEARS[-1]}")
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 

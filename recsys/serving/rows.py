@@ -18,6 +18,7 @@ from recsys.contracts import ADS, IMPRESSIONS, SCORES, Column, Contract, open_pa
 from recsys.datasets.candidates import AD_SIDE, OUTCOMES, expand_candidates
 from recsys.datasets.info import DATASET_FILE, DatasetInfo, load_dataset_info
 from recsys.errors import InputError
+from recsys.features.dense import not_finite
 
 ROW = "__row"
 """Internal column: zero-based row of the pair in its input file."""
@@ -186,7 +187,7 @@ class Pairs:
         tests: list[tuple[str, str, Callable[[Any], Any]]] = [
             ("request_id", "null", pc.is_null), ("ad_id", "null", pc.is_null),
             ("bid", "negative", lambda a: pc.less(a, 0))]
-        tests += [(n, "not finite", lambda a: pc.invert(pc.is_finite(a)))
+        tests += [(n, "not finite", not_finite)
                   for n in dict.fromkeys(["bid", *self.columns]) if pa.types.is_floating(pairs[n].type)]
         for name, reason, bad in tests:
             mask = pc.fill_null(bad(pairs[name]), False)

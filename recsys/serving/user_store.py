@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 from recsys.config import UsersConfig
 from recsys.contracts import Column, Contract, iter_parquet, open_parquet, read_parquet
 from recsys.errors import InputError
+from recsys.features.dense import not_finite
 from recsys.log import log, progress
 from recsys.serving.counts import Counts
 
@@ -66,7 +67,8 @@ class ParquetUsers:
         self._table = table.drop_columns("user_id")
         for column in self._table.schema:
             if pa.types.is_floating(column.type):
-                at = pc.index(pc.is_inf(table[column.name]), True).as_py()
+                values = pc.if_else(pc.is_nan(table[column.name]), None, table[column.name])
+                at = pc.index(not_finite(values), True).as_py()
                 if at >= 0:
                     raise InputError("value not allowed", file=path, column=column.name, row=at,
                                      got=table[column.name][at].as_py(), expected="a finite number or null")

@@ -156,6 +156,7 @@ def test_bad_rows_are_rejected_with_reasons_and_nothing_is_lost(model: Path, imp
     table["request_id"][1] = None
     table["age"][160] = float("nan")
     table["age"][161] = None  # missing is not bad
+    table["age"][162] = 1e308  # beyond float32, in which the model computes
     table["age"][999] = float("-inf")
     table["candidates"][5] = ["a1", "nobody", None]
     table["candidates"][6] = []
@@ -168,7 +169,7 @@ def test_bad_rows_are_rejected_with_reasons_and_nothing_is_lost(model: Path, imp
     assert [f for f in found if f[0] in (5, 6)] == [
         (5, None, "candidates", "null ad_id"), (5, "nobody", "candidates", "not in the ads table"),
         (6, table["ad_id"][6], "candidates", "no candidates")]
-    for row, column, reason in ((1, "request_id", "null"), (160, "age", "not finite"), (999, "age", "not finite")):
+    for row, column, reason in ((1, "request_id", "null"), *((r, "age", "not finite") for r in (160, 162, 999))):
         assert [f[1:] for f in found if f[0] == row] == [(a, column, reason) for a in table["candidates"][row]]
     expected = sum(1 if c is None else max(len(c), 1) for c in table["candidates"])
     assert rows["pairs"] == expected == rows["scored"] + rows["rejected"]

@@ -84,7 +84,10 @@ class Control:
     def _follow(self, models: Models) -> None:
         yield_to_others()
         while not self._end.wait(self._poll):
-            self._catch_up(models)
+            try:
+                self._catch_up(models)
+            except Exception:  # a full disk, a damaged file: without this thread the worker would never follow again
+                log.exception("cannot follow what the other workers serve; trying again")
 
     def _catch_up(self, models: Models) -> None:
         for name, (generation, version) in self._read(self._wanted).items():

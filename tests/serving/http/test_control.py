@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -64,4 +65,30 @@ def test_a_change_reaches_all_workers_before_it_is_reported(folders: dict[str, P
         process.kill()
         process.wait()
         mine.stop()
+        control.stop()
+
+
+def test_a_damaged_file_does_not_end_the_following(folders: dict[str, Path], tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    control, models = Control(shared, poll=0.01), Models(folders)
+    models.load("m", "1")
+    control.follow(models)
+    try:
+        read = control._read
+        failed = threading.Event()
+
+        def damaged(path: Path) -> dict:
+            control._read = read  # type: ignore[method-assign]
+            failed.set()
+            raise OSError("no space left on device")
+
+        control._read = damaged  # type: ignore[method-assign]
+        assert failed.wait(60)
+        (shared / "wanted.json").write_text('{"m": [1, "2"]}')
+        until = time.monotonic() + 60
+        while models.get("m").version != "2" and time.monotonic() < until:
+            time.sleep(0.01)
+        assert models.get("m").version == "2"
+    finally:
         control.stop()

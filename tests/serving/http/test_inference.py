@@ -200,14 +200,19 @@ def test_a_damaged_version_leaves_the_served_one_in_place(model: Path, tmp_path:
 
 
 def test_numbers_at_the_edge_never_make_a_500(client: Client) -> None:
-    for value, status in ((1e308, 200), (-1e308, 200), (5e-324, 200)):
+    for value, status in ((1e308, 400), (-3.5e38, 400), (3.4e38, 200), (5e-324, 200)):
         rows = [some_rows(1)[0] | {"age": value}]
-        assert client.post(INFER, json=as_json(rows)).status_code == status
+        answers = [client.post(INFER, json=as_json(rows)), client.post("/v1/score", json={"rows": rows})]
+        assert [a.status_code for a in answers] == [status] * 2
+        for answer in answers if status == 400 else ():  # the input, the row, the value, and what was expected
+            assert all(part in answer.json()["error"] for part in ("age", "row 0", str(value), "float32"))
     text = json.dumps(as_json([some_rows(1)[0] | {"age": float("nan")}]))
     assert client.post(INFER, content=text).status_code == 400
     body = as_json(some_rows(1))
     for kind, data, status in (("FP32", np.array([np.nan], "<f4"), 400), ("FP64", np.array([np.inf]), 400),
-                               ("FP64", np.array([1e308]), 200), ("UINT64", np.array([2**64 - 1], "<u8"), 400)):
+                               ("FP64", np.array([1e308]), 400),
+                               ("FP32", np.array([-np.inf], "<f4"), 400),
+                               ("UINT64", np.array([2**64 - 1], "<u8"), 400)):
         body["inputs"][4] = {"name": "age", "datatype": kind, "shape": [1],
                              "parameters": {"binary_data_size": len(data.tobytes())}}
         text = json.dumps(body).encode()
