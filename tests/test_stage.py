@@ -117,3 +117,17 @@ def test_a_result_killed_just_before_its_rename_is_published_not_made_again(tmp_
     assert (out / "deep/x.txt").read_text() == "new"
     assert calls == ["old", "new"]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_umask_decides_who_may_read_a_result(tmp_path: Path) -> None:
+    def build(stage) -> None:
+        stage.path("open.json").write_text("{}")
+        stage.path("weights.safetensors").write_bytes(b"")
+        stage.path("weights.safetensors").chmod(0o600)  # as safetensors leaves it
+
+    before = os.umask(0o027)
+    try:
+        run_stage("stage", tmp_path / "out", config={}, inputs={}, build=build)
+    finally:
+        os.umask(before)
+    assert {p.stat().st_mode & 0o777 for p in (tmp_path / "out").iterdir()} == {0o640}
