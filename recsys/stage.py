@@ -167,22 +167,17 @@ def run_stage(
         raise
     manifest = {**identity, "key": key, "rows": stage.rows, "facts": stage.facts,
                 "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds")}
-    _readable(partial)
     write_json(partial / MANIFEST, manifest)
     _publish(partial, out, key)
     return {**manifest, "cached": False}
 
 
-def _readable(folder: Path) -> None:
-    """Let the umask decide who may read a result: safetensors writes files for their owner alone."""
-    umask = os.umask(0o077)
-    os.umask(umask)
-    for path in folder.iterdir():
-        if path.is_file() and not path.is_symlink() and path.stat().st_mode & 0o777 == 0o600:
-            path.chmod(0o666 & ~umask)
-
-
 def _publish(partial: Path, out: Path, key: str) -> None:
+    # safetensors writes files for their owner alone; who may read a result is the umask's to say, as of the manifest.
+    usual = (partial / MANIFEST).stat().st_mode & 0o777
+    for path in partial.iterdir():
+        if path.is_file() and not path.is_symlink() and path.stat().st_mode & 0o777 == 0o600:
+            path.chmod(usual)
     old = out.parent / f".{out.name}.{key[:12]}.old"
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
