@@ -201,9 +201,10 @@ class Journal:
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
     """The lines of a ``train.jsonl``, none where there is no file; a torn last line is left out."""
-    if not path.is_file():
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:  # asked for, not looked for before: its folder may be renamed at any moment
         return []
-    lines = path.read_bytes().split(b"\n")
     return [json.loads(line) for line in lines[:-1]]  # what follows the last line feed is empty or torn
 
 

@@ -295,13 +295,6 @@ def test_a_checkpoint_is_written_while_training_goes_on(split: Path, tmp_path: P
     assert held == [True]
 
 
-def _lines(path: Path) -> int:
-    try:
-        return len(read_journal(path))
-    except FileNotFoundError:  # its folder was renamed this moment
-        return 0
-
-
 @pytest.mark.slow
 def test_sigterm_from_outside_ends_the_command_with_143_and_the_same_command_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -310,7 +303,7 @@ def test_sigterm_from_outside_ends_the_command_with_143_and_the_same_command_goe
     command = [sys.executable, "-m", "recsys", "train", "marketplace", "--out", str(out),
                *(word for item in small for word in ("--set", item))]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    while process.poll() is None and not any(_lines(p) > 20 for p in live_glob(out, "**/train.jsonl")):
+    while process.poll() is None and not any(len(read_journal(p)) > 20 for p in live_glob(out, "**/train.jsonl")):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=300)[1]
