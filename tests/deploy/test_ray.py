@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
@@ -32,26 +31,19 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[dict[str, str]]:
     """A head node with the job server; the environment in which ``ray job`` finds it."""
-    ray = Path(sys.executable).parent / "ray"
-    if not ray.is_file():  # an environment over another one's packages
-        pytest.importorskip("ray")
-        ray = Path(__import__("ray").__file__).parents[4] / "bin" / "ray"
-    tools, home = Path(tempfile.mkdtemp()), Path(tempfile.mkdtemp(prefix="ray"))  # short: sockets' names have 107 bytes
-    (tools / "python").symlink_to(sys.executable)
-    (tools / "ray").write_text(f'#!/bin/sh\nexec {sys.executable} {ray} "$@"\n')
-    (tools / "ray").chmod(0o755)
+    pytest.importorskip("ray", reason="Ray is not installed (pip install 'ray[default]')")
     with ExitStack() as held:
-        for folder in (tools, home):
-            held.callback(shutil.rmtree, folder, ignore_errors=True)
+        home = Path(held.enter_context(tempfile.TemporaryDirectory(
+            prefix="ray", ignore_cleanup_errors=True)))  # short: sockets' names have 107 bytes
         ports = [free_port() for _ in range(5)]
-        environment = {**os.environ, "PATH": f"{sys.prefix}/bin:{tools}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1",
+        environment = {**os.environ, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}", "OMP_NUM_THREADS": "1",
                        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # as deploy/README.md says
         environment.pop("RAY_ADDRESS", None)
         names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port",
                  "metrics-export-port")
         log = held.enter_context((home / "head.log").open("w"))
         head = subprocess.Popen(
-            [tools / "ray", "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats",
+            ["ray", "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats",
              "--object-store-memory=100000000", "--node-ip-address=127.0.0.1", f"--temp-dir={home / 't'}",
              *(f"--{name}={port}" for name, port in zip(names, ports, strict=True))],
             env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
