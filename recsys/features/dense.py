@@ -14,6 +14,7 @@ from recsys.errors import InputError
 from recsys.features.vocabulary import flatten
 
 _CLIP = 10.0  # standard deviations; a stray value must not blow up a layer
+_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 def not_finite(column: pa.Array | pa.ChunkedArray) -> Any:
@@ -29,7 +30,7 @@ def read_numbers(table: pa.Table, name: str, file: str | Path | None, offset: in
     """A numeric column with NaN where missing: float32 where it is stored so, else float64.
 
     Raises:
-        InputError: a column of another type, or an infinite value, with its row.
+        InputError: a column of another type, or a value that is infinite or beyond float32, with its row.
     """
     column = flatten(table[name])
     kind = column.type
@@ -40,13 +41,13 @@ def read_numbers(table: pa.Table, name: str, file: str | Path | None, offset: in
     if not pa.types.is_float32(kind):
         column = column.cast(pa.float64())
     values = column.to_numpy(zero_copy_only=False)
-    # Infinite or NaN entries make the sum not finite: one pass instead of a mask a column.
+    # What is NaN, infinite or too large makes the sum of squares so, too: one pass instead of a mask a column.
     with np.errstate(all="ignore"):
-        suspect = not np.isfinite(values.sum())
-    if suspect and (infinite := np.isinf(values)).any():
-        at = int(np.flatnonzero(infinite)[0])
-        raise InputError("value not allowed", file=file, column=name,
-                         row=at + offset, got=float(values[at]), expected="a finite number or null")
+        suspect = not float(np.dot(values, values)) <= _FLOAT32**2
+    if suspect and (np.fmax.reduce(values) > _FLOAT32 or np.fmin.reduce(values) < -_FLOAT32):
+        at = int(np.flatnonzero(np.abs(values) > _FLOAT32)[0])
+        raise InputError("value not allowed", file=file, column=name, row=at + offset, got=float(values[at]),
+                         expected="a finite number that float32 can hold, or null")
     return np.asarray(values)
 
 

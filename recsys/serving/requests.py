@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from recsys.errors import InputError
+from recsys.features.dense import not_finite
 
 
 def parse_rows(body: bytes, columns: list[str], max_rows: int) -> pa.Table:
@@ -26,7 +28,7 @@ def parse_rows(body: bytes, columns: list[str], max_rows: int) -> pa.Table:
         One row per entry of ``rows``, at least one; column types are those of the values.
 
     Raises:
-        InputError: not JSON, another shape, a missing column, values of mixed or nested types.
+        InputError: not JSON, another shape, a missing column, values of mixed or nested types, or beyond float32.
     """
     try:
         request = orjson.loads(body)
@@ -58,7 +60,25 @@ def _column(rows: list[dict[str, Any]], name: str) -> pa.Array:
     kind = column.type.value_type if pa.types.is_list(column.type) else column.type
     if not (pa.types.is_primitive(kind) or pa.types.is_string(kind) or pa.types.is_null(kind)):
         raise InputError("wrong type", column=name, got=values[0], expected="a number, a string, or a list of strings")
-    return column
+    return finite(column, name)
+
+
+def finite(flat: pa.Array, name: str) -> pa.Array:
+    """The same column.
+
+    Args:
+        flat: [n].
+        name: named in errors.
+
+    Raises:
+        InputError: a number of it is NaN, infinite, or beyond float32.
+    """
+    if pa.types.is_floating(flat.type):
+        at = pc.index(not_finite(flat), True).as_py()
+        if at >= 0:
+            raise InputError("value not allowed", column=name, row=at, got=flat[at].as_py(), expected="a finite number "
+                             "that float32 can hold; a missing one is null, or what the parameter missing names")
+    return flat
 
 
 def check_probabilities(heads: Mapping[str, np.ndarray]) -> None:

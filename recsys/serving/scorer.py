@@ -107,7 +107,7 @@ class Scorer:
             head -> probability float64 [n]; an ensemble's is the mean of its members'.
 
         Raises:
-            InputError: a missing column, one of the wrong type, or an infinite number.
+            InputError: a missing column, one of the wrong type, or a number that is infinite or beyond float32.
         """
         return self.score_encoded(self._bundle.encoder.encode(table, file))
 

@@ -62,6 +62,22 @@ def test_no_rows_give_no_scores(model_dir: Path) -> None:
     assert Scorer.load(model_dir).score(toy_table(5, 1).slice(5))["click"].shape == (0,)
 
 
+def test_numbers_beyond_float32_are_refused_in_every_form(model_dir: Path) -> None:
+    scorer, table = Scorer.load(model_dir), toy_table(4, 1)
+    at = table.column_names.index("price")
+
+    def with_price(*values: float | None) -> pa.Table:
+        return table.set_column(at, "price", pa.array(values))
+
+    assert np.isfinite(scorer.score(with_price(3.4e38, -3.4e38, None, 1e-320))["click"]).all()
+    for value in (1e308, -3.5e38, float("inf")):
+        rows = with_price(1.0, None, value, -value)
+        with pytest.raises(InputError, match=r"column price, row 2: value not allowed.*float32"):
+            scorer.score(rows)
+        with pytest.raises(InputError, match=r"column price, row 2: value not allowed.*float32"):
+            scorer.score_arrays({n: rows[n].to_pylist() for n in scorer.columns})
+
+
 def test_missing_column_is_named(model_dir: Path) -> None:
     with pytest.raises(InputError, match=r"in\.parquet, column surface: missing column"):
         Scorer.load(model_dir).score(toy_table(5, 1).drop_columns(["surface"]), "in.parquet")

@@ -14,7 +14,6 @@ from recsys.errors import InputError
 from recsys.serving.http import schemas, tensors
 from recsys.serving.http.routes import Route, json_response, note, timeout_of
 from recsys.serving.http.service import Service
-from recsys.serving.http.values import finite
 from recsys.serving.requests import format_scores, parse_rows
 
 _PARSE_IN_THREAD = 1 << 18  # a larger JSON body would hold up the event loop for milliseconds
@@ -48,8 +47,6 @@ def inference_routes(service: Service) -> list[Route]:
             table = await asyncio.to_thread(parse_rows, body, served.columns, settings.max_rows)
         else:
             table = parse_rows(body, served.columns, settings.max_rows)
-        for name in table.column_names:
-            finite(table[name], name)
         note(request, model=served.name, version=served.version, rows=table.num_rows)
         answer = format_scores(await service.score(served, table, timeout), served.scorer.model_id)
         return Response(answer, media_type="application/json")

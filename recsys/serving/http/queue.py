@@ -11,17 +11,14 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 
 from recsys.serving.http.block import Rows, alike, joined, scored
 from recsys.serving.http.metrics import Metrics
 from recsys.serving.protocol import ScorerLike
-
-T = TypeVar("T")
 
 
 class QueueFullError(Exception):
@@ -58,21 +55,22 @@ class Limits:
 
 
 @dataclass(eq=False)
-class _Job(Generic[T]):
-    """What waits: either rows for a scorer, or a function to be called alone."""
+class _Job:
+    """What waits: rows for a scorer."""
 
-    rows: int
+    scorer: ScorerLike
+    table: Rows
     deadline: float
-    future: asyncio.Future[T]
-    scorer: ScorerLike | None = None
-    table: Rows | None = None
-    function: Callable[[], T] | None = None
+    future: asyncio.Future[dict[str, np.ndarray]]
     entered: float = field(default_factory=time.monotonic)
 
-    def joins(self, other: _Job[Any]) -> bool:
+    @property
+    def rows(self) -> int:
+        return self.table.num_rows
+
+    def joins(self, other: _Job) -> bool:
         """Both can be one call of the model."""
-        return (self.table is not None and other.table is not None and self.scorer is other.scorer
-                and alike(self.table, other.table))
+        return self.scorer is other.scorer and alike(self.table, other.table)
 
 
 class ModelThread:
@@ -85,7 +83,7 @@ class ModelThread:
 
     def __init__(self, limits: Limits, metrics: Metrics) -> None:
         self.limits, self._metrics = limits, metrics
-        self._jobs: deque[_Job[Any]] = deque()
+        self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._requests = self._rows = 0  # of the jobs that wait and of those in the model
         self._ending = False
@@ -127,24 +125,15 @@ class ModelThread:
             DeadlineError: not begun within ``timeout`` seconds.
             InputError: rows that the model cannot take.
         """
-        found: dict[str, np.ndarray] = await self._enter(table.num_rows, timeout, scorer=scorer, table=table)
-        return found
-
-    async def call(self, function: Callable[[], T], rows: int, timeout: float) -> T:
-        """``function()`` in the model's thread, alone; raises what it raises, and as :meth:`score` does."""
-        result: T = await self._enter(rows, timeout, function=function)
-        return result
-
-    def _enter(self, rows: int, timeout: float, **work: Any) -> asyncio.Future[Any]:
-        self.check_room(rows)
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.check_room(table.num_rows)
+        future: asyncio.Future[dict[str, np.ndarray]] = asyncio.get_running_loop().create_future()
         with self._changed:
             self._requests += 1
-            self._rows += rows
-            self._jobs.append(_Job(rows, time.monotonic() + timeout, future, **work))
+            self._rows += table.num_rows
+            self._jobs.append(_Job(scorer, table, time.monotonic() + timeout, future))
             self._changed.notify()
         self._metrics.waiting.set(self._requests)
-        return future
+        return await future
 
     def _run(self) -> None:
         while batch := self._next():
@@ -155,7 +144,7 @@ class ModelThread:
             self._leave(batch, results)
             del batch, results  # the last request's rows must not be held while the thread waits
 
-    def _next(self) -> list[_Job[Any]]:
+    def _next(self) -> list[_Job]:
         """The jobs of the next call; empty when it is time to end."""
         with self._changed:
             while True:
@@ -167,9 +156,9 @@ class ModelThread:
                 if not self._dropped(first):
                     return self._joined(first)
 
-    def _joined(self, first: _Job[Any]) -> list[_Job[Any]]:
+    def _joined(self, first: _Job) -> list[_Job]:
         batch, rows, until = [first], first.rows, time.monotonic() + self.limits.max_wait
-        while first.table is not None and rows < self.limits.batch_rows:
+        while rows < self.limits.batch_rows:
             if self._jobs:
                 job = self._jobs[0]
                 if not job.joins(first) or rows + job.rows > self.limits.batch_rows:
@@ -184,7 +173,7 @@ class ModelThread:
                 self._changed.wait(left)
         return batch
 
-    def _dropped(self, job: _Job[Any]) -> bool:
+    def _dropped(self, job: _Job) -> bool:
         if job.future.cancelled():
             self._leave([job], [None])
         elif time.monotonic() > job.deadline:
@@ -194,7 +183,7 @@ class ModelThread:
             return False
         return True
 
-    def _leave(self, jobs: list[_Job[Any]], results: list[Any]) -> None:
+    def _leave(self, jobs: list[_Job], results: list[Any]) -> None:
         """Hand the results to the event loop, all of a call's at once."""
         with self._changed:
             self._requests -= len(jobs)
@@ -206,13 +195,10 @@ class ModelThread:
         except RuntimeError:  # the loop has been closed: nobody waits
             return
 
-    def _compute(self, jobs: list[_Job[Any]]) -> list[Any]:
+    def _compute(self, jobs: list[_Job]) -> list[Any]:
         """A result or an exception for each."""
         try:
-            if jobs[0].function is not None:
-                return [jobs[0].function()]
-            assert jobs[0].scorer is not None
-            whole = scored(jobs[0].scorer, joined([j.table for j in jobs if j.table is not None]))
+            whole = scored(jobs[0].scorer, joined([j.table for j in jobs]))
         except Exception as error:
             # One request's rows must not cost its neighbours' answers.
             return [error] if len(jobs) == 1 else [r for j in jobs for r in self._compute([j])]

@@ -134,10 +134,6 @@ class Service:
         check_probabilities(heads)
         return heads
 
-    async def call(self, function: Callable[[], T], rows: int, timeout: float) -> T:
-        """Run a function in the model's thread, under the same bounds: for routes that do more than score rows."""
-        return await self._thread.call(function, rows, timeout)
-
     async def load(self, name: str, version: str | None) -> Served:
         """Serve a version (None: the latest) from now on, in every worker process; returns when they all do.
 

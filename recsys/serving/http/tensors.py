@@ -21,7 +21,8 @@ import pyarrow as pa
 
 from recsys.errors import InputError
 from recsys.serving.http.block import Block, BlockColumns, Rows
-from recsys.serving.http.values import ARROW, EXACT, IDS, finite, from_binary, from_json, to_lists, without_missing
+from recsys.serving.http.values import ARROW, EXACT, IDS, from_binary, from_json, to_lists, without_missing
+from recsys.serving.requests import finite
 
 HEADER = "inference-header-content-length"
 

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.errors import InputError
-from recsys.features.dense import not_finite
 
 NUMPY = {"BOOL": "?", "UINT8": "u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8", "INT8": "i1", "INT16": "<i2",
           "INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8"}
@@ -98,16 +97,6 @@ def without_missing(flat: pa.Array, missing: Any, name: str) -> pa.Array:
         raise InputError("malformed parameter missing", column=name, got=missing,
                          expected=f"a {flat.type}, or \"NaN\" for numbers") from None
     return pc.if_else(pc.equal(flat, value), pa.scalar(None, flat.type), flat)
-
-
-def finite(flat: pa.Array | pa.ChunkedArray, name: str) -> pa.Array | pa.ChunkedArray:
-    """The same column, of which no number is NaN, infinite, or beyond float32."""
-    if pa.types.is_floating(flat.type):
-        at = pc.index(not_finite(flat), True).as_py()
-        if at >= 0:
-            raise InputError("value not allowed", column=name, row=at, got=flat[at].as_py(), expected="a finite number "
-                             "that float32 can hold; a missing one is null, or what the parameter missing names")
-    return flat
 
 
 def to_lists(flat: pa.Array, rows: int, length: int) -> pa.Array:
