@@ -5,7 +5,6 @@ A bundle (``recsys export``) is a model folder whose tables are packed for scori
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,29 +12,23 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file as load_numpy
-from safetensors.numpy import save_file as save_numpy
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from recsys.config import ModelConfig, Strict, parse_model
 from recsys.content.semantic_ids import ResidualQuantiser, prefix_features
 from recsys.content.vectors import CorpusTransform
-from recsys.contracts import read_parquet
 from recsys.errors import InputError
 from recsys.features.encoders import FeatureEncoder
 from recsys.features.vocabulary import Vocabulary
 from recsys.models.build import build_model
 from recsys.models.calibration import Calibration
 from recsys.models.embeddings import SparseOptions
+from recsys.models.folder import WEIGHTS, Parts, check_files, read_parts, write_definition
 from recsys.models.ranker import Ranker
 from recsys.models.scoring import Scoring, has_bfloat16, packed_weights, scoring_ranker
 from recsys.models.trained import Trained
-from recsys.stage import read_manifest, sha256_file, write_json
-
-FORMAT = 2  # 1: a DLRM's dot products stood in another order
+from recsys.stage import sha256_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,35 +153,10 @@ def save_bundle(folder: Path, models: Sequence[Trained], encoder: FeatureEncoder
         {f"{i}.{n}": t for i, model in enumerate(models) for n, t in model.weights().items()}
     if not writes:
         return
-    save_file(weights, folder / "model.safetensors")
-    pq.write_table(encoder.vocabulary_table(), folder / "vocabulary.parquet", compression="zstd")
-    if content is not None:
-        arrays = {"vectors": np.ascontiguousarray(content, np.float32)}
-        if transform is not None:
-            arrays |= {n: np.ascontiguousarray(a) for n, a in transform.tensors().items()}
-        if quantiser is not None:
-            arrays |= {f"quantiser.{n}": a for n, a in quantiser.tensors().items()}
-        arrays |= {f"of_content.{n}": np.ascontiguousarray(a) for n, a in encoder.of_content.items()}
-        save_numpy(arrays, folder / "content.safetensors")
-    part = "model" if isinstance(config, ModelConfig) else "retriever"
-    write_json(folder / "model.json", {
-        "format": FORMAT, "name": name, "model_id": f"{name}-{sha256_file(folder / 'model.safetensors')[:12]}",
-        "members": len(models), part: config.model_dump(mode="json"), "features": encoder.to_json(),
-        "has_content": content is not None, "versions": _versions(), **(facts or {}),
-        **({} if scoring is None else {"scoring": scoring.to_json()}),
-    })
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for package in ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy", "pyarrow"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    save_file(weights, folder / WEIGHTS)
+    write_definition(folder, encoder, config, name, content, transform, quantiser, {
+        "model_id": f"{name}-{sha256_file(folder / WEIGHTS)[:12]}", "members": len(models), **(facts or {}),
+        **({} if scoring is None else {"scoring": scoring.to_json()})})
 
 
 def load_bundle(folder: str | Path, device: str = "auto", precision: Literal["float32"] | None = None) -> Bundle:
@@ -205,10 +173,14 @@ def load_bundle(folder: str | Path, device: str = "auto", precision: Literal["fl
     Raises:
         InputError: a file is missing or damaged, or they do not fit each other.
     """
-    folder, at = Path(folder), pick_device(device)
-    _check_files(folder)
-    parts = read_parts(folder)
-    spec = parts.spec
+    folder = Path(folder)
+    check_files(folder)
+    return bundle_of(read_parts(folder), device, precision)
+
+
+def bundle_of(parts: Parts, device: str = "auto", precision: Literal["float32"] | None = None) -> Bundle:
+    """The ranker that is made of these parts; else as :func:`load_bundle`."""
+    spec, folder, at = parts.spec, parts.folder, pick_device(device)
     if "model" not in spec:
         raise InputError("not a ranker", file=folder / "model.json", got=sorted(spec), expected="a ranker's folder")
     # Ranks are a matter of training: a ranker whose tables were sharded is served from one device.
@@ -231,70 +203,10 @@ def load_bundle(folder: str | Path, device: str = "auto", precision: Literal["fl
                 model = build_model(encoder, local, content, SparseOptions(), at)
                 model.load_weights(model.from_format_1(own) if spec["format"] == 1 else own)
         except (KeyError, RuntimeError) as error:
-            raise InputError("weights do not fit model.json", file=folder / "model.safetensors", got=str(error),
-                             expected="the file that was saved with it") from None
+            raise InputError("weights do not fit model.json", file=parts.source, got=str(error),
+                             expected="the weights that were saved with it") from None
         model.eval().requires_grad_(False)
         models.append(model)
     return Bundle(models=tuple(models), heads=config.heads, device=at,
                   calibration=Calibration() if scoring is None else scoring.calibration,
                   bfloat16=scoring is not None and has_bfloat16(scoring, at), **parts.loaded)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a model folder holds: model.json, the weights, and the fields of :class:`Loaded` but the device."""
-
-    spec: dict[str, Any]
-    weights: dict[str, torch.Tensor]
-    loaded: dict[str, Any]
-
-
-def read_parts(folder: Path) -> Parts:
-    """Read the files of a model folder; raises InputError where one is missing or damaged."""
-    file = folder / "model.json"
-    if not file.is_file():
-        raise InputError("no such file", file=file, expected="a model folder (recsys train FILE --out FOLDER)")
-    try:
-        spec = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError("damaged file", file=file, got=str(error), expected="JSON") from None
-    if not isinstance(spec, dict):
-        raise InputError("damaged file", file=file, got=spec, expected="an object")
-    if spec.get("format") not in (1, FORMAT):
-        raise InputError("unknown format", file=file, column="format", got=spec.get("format"), expected=str(FORMAT))
-    if missing := [k for k in ("features", "has_content", "model_id") if k not in spec]:
-        raise InputError("damaged file", file=file, column=missing[0], got=sorted(spec), expected="this key")
-    vocabulary = folder / "vocabulary.parquet"
-    has_values = any(v["rows"] > 1 for v in spec["features"]["tables"].values() if v["kind"] == "vocabulary")
-    table = read_parquet(vocabulary) if has_values or spec["has_content"] else pq.read_table(vocabulary)
-    arrays = _tensors(folder / "content.safetensors", load_numpy) if spec["has_content"] else {}
-    encoder = FeatureEncoder.from_json(spec["features"], table, vocabulary, _under("of_content.", arrays))
-    content = arrays.get("vectors")
-    weights = _tensors(folder / "model.safetensors", load_file)
-    transform = quantiser = None
-    if "mean" in arrays:
-        transform = CorpusTransform(arrays["mean"], arrays["components"], arrays["scale"], "l2")
-    if found := _under("quantiser.", arrays):
-        quantiser = ResidualQuantiser.from_tensors(found)
-    return Parts(spec, weights, {"encoder": encoder, "model_id": spec["model_id"], "content": content,
-                                 "transform": transform, "quantiser": quantiser})
-
-
-def _check_files(folder: Path) -> None:
-    manifest = read_manifest(folder)
-    for name, sha in (manifest or {}).get("facts", {}).get("files", {}).items():
-        if name.endswith((".safetensors", ".json", ".parquet")) and sha256_file(folder / name) != sha:
-            raise InputError("damaged file", file=folder / name, expected="the checksum of the bundle's manifest")
-
-
-def _under(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
-
-
-def _tensors(path: Path, load: Any) -> Any:
-    if not path.is_file():
-        raise InputError("no such file", file=path, expected="a complete model folder")
-    try:
-        return load(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError("damaged file", file=path, got=str(error), expected="safetensors") from None

@@ -20,8 +20,9 @@ from recsys.config import RetrieverConfig, parse_model
 from recsys.errors import InputError
 from recsys.features.batches import gather
 from recsys.features.encoders import FeatureEncoder, require_columns
-from recsys.models.bundle import Loaded, pick_device, read_parts
+from recsys.models.bundle import Loaded, pick_device
 from recsys.models.embeddings import SparseOptions, Table, make_embeddings
+from recsys.models.folder import read_parts
 from recsys.models.two_tower import AD, TowerInputs, TwoTower
 
 _CHUNK = 16_384
@@ -153,8 +154,8 @@ def load_towers(folder: str | Path, device: str = "auto") -> Towers:
     try:
         model.load_weights({n.partition(".")[2]: t for n, t in parts.weights.items()})
     except (KeyError, RuntimeError) as error:
-        raise InputError("weights do not fit model.json", file=folder / "model.safetensors", got=str(error),
-                         expected="the file that was saved with it") from None
+        raise InputError("weights do not fit model.json", file=parts.source, got=str(error),
+                         expected="the weights that were saved with it") from None
     model.eval().requires_grad_(False)
     return Towers(model=model, sides=sides, config=config, device=at, **parts.loaded)
 

@@ -52,7 +52,8 @@ def score(
 
 
 def export(
-    model: Annotated[Path, typer.Argument(help="Model folder (recsys train).")],
+    model: Annotated[Path, typer.Argument(help="Model folder (recsys train); where its run was killed or is going on, "
+                                               "the best weights so far; or one checkpoint of the run.")],
     out: Annotated[Path, typer.Option("--out", help="The bundle.")],
     data: Annotated[Path, typer.Option("--data", help="Split folder: scores are compared on its valid.parquet, or "
                                                       "test.parquet where there is none.")],

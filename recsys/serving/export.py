@@ -2,6 +2,8 @@
 
     export_bundle("work/model", "work/bundle", data="work/split")
 
+The model is a finished one, or that of a run that has not finished, from its checkpoints.
+
 A bundle is a model folder with packed tables, so that everything that scores takes it as it takes a model folder, and:
 schema.json, example.parquet and example.json (rows and their scores), card.md, scorer.pt2, manifest.json with the
 SHA-256 of every file.
@@ -11,7 +13,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +29,9 @@ from recsys.contracts import iter_parquet
 from recsys.datasets.info import load_dataset_info
 from recsys.errors import InputError, Refused
 from recsys.log import log
-from recsys.models.bundle import load_bundle, save_bundle
+from recsys.models.bundle import Bundle, load_bundle, save_bundle
 from recsys.models.calibration import Calibration, Kind
+from recsys.models.folder import SPEC, WEIGHTS
 from recsys.models.scoring import Scoring
 from recsys.retrieval.versions import served_manifest
 from recsys.serving.protocol import HEAD_COLUMNS
@@ -35,6 +40,7 @@ from recsys.stage import Stage, run_stage, sha256_file, write_atomic, write_json
 from recsys.training.data import label_columns, training_labels
 from recsys.training.labels import read_labels
 from recsys.training.metrics import StreamingMetrics
+from recsys.training.run_folder import load_unfinished
 
 EXAMPLE_ROWS = 16
 
@@ -54,6 +60,25 @@ class Bounds:
 
 
 @dataclass(frozen=True)
+class _Source:
+    """The trained model, its model.json, the files that it is read from, and of an unfinished run the checkpoints."""
+
+    spec: dict[str, Any]
+    files: dict[str, Path]
+    load: Callable[[], Bundle]
+    checkpoints: list[dict[str, Any]] | None = None
+    metrics: Path | None = None
+
+    @cached_property
+    def trained(self) -> Bundle:
+        return self.load()
+
+    @property
+    def config(self) -> ModelConfig:
+        return parse_model(ModelConfig, self.spec["model"], SPEC)
+
+
+@dataclass(frozen=True)
 class _HeldOut:
     """Rows with their labels: trials and successes [n, heads]."""
 
@@ -68,7 +93,8 @@ def export_bundle(model: str | Path, out: str | Path, *, data: str | Path, scori
     """Publish a bundle.
 
     Args:
-        model: model folder (``recsys train``).
+        model: model folder (``recsys train``), the folder of a run that was killed or is going on, or one of its
+            checkpoints: see :func:`recsys.training.run_folder.load_unfinished`.
         out: the bundle; replaced as a whole.
         data: split folder with dataset.json. Scores are compared on its valid.parquet, or test.parquet where there is
             none.
@@ -83,7 +109,7 @@ def export_bundle(model: str | Path, out: str | Path, *, data: str | Path, scori
         The manifest; ``facts`` has the checksums, the differences found and the calibration's effect.
 
     Raises:
-        InputError: no model folder, no held-out rows, a calibration without valid.parquet.
+        InputError: no model folder or whole checkpoint, no held-out rows, a calibration without valid.parquet.
         Refused: the scores differ by more than the bounds; nothing is written.
     """
     model, data = Path(model), Path(data)
@@ -92,21 +118,22 @@ def export_bundle(model: str | Path, out: str | Path, *, data: str | Path, scori
     if calibration != "none" and part == "test":
         raise InputError("no rows to calibrate on", file=data / "valid.parquet", expected="held-out rows that are not "
                          "the test part, or --calibration none")
-    about = None if index is None else served_manifest(index)
+    about, source = None if index is None else served_manifest(index), _source(model)
     config = {"scoring": scoring.to_json(), "calibration": calibration, "program": program, "bounds": asdict(bounds),
               "rows": rows, "index": None if about is None else about["key"]}
 
     def build(stage: Stage) -> None:
-        held_out = _read(data, part, model, rows)
-        _write(stage, model, held_out, scoring, calibration, bounds)
+        held_out = _read(data, part, source, rows)
+        _write(stage, source, held_out, scoring, calibration, bounds)
         facts = stage.facts
+        facts["checkpoints"] = source.checkpoints
         facts["index"] = None if about is None else {"key": about["key"], "config": about["config"]}
         facts["part"] = part
         _describe(stage, held_out, program, facts, data)
         facts["files"] = {p.name: sha256_file(p) for p in sorted(stage.folder.iterdir())}
         stage.rows["held_out"] = held_out.table.num_rows
 
-    inputs = {"model": model / "model.json", "weights": model / "model.safetensors", "data": data / f"{part}.parquet"}
+    inputs = {**source.files, "data": data / f"{part}.parquet"}
     manifest = run_stage("export", out, config=config, inputs=inputs, build=build)
     if not manifest["cached"]:
         found = manifest["facts"]["differences"]
@@ -115,16 +142,21 @@ def export_bundle(model: str | Path, out: str | Path, *, data: str | Path, scori
     return manifest
 
 
-def _read(data: Path, part: str, model: Path, rows: int) -> _HeldOut:
-    spec_file = model / "model.json"
-    if not spec_file.is_file():
-        raise InputError("no such file", file=spec_file, expected="a model folder (recsys train FILE --out FOLDER)")
-    spec = json.loads(spec_file.read_text())
+def _source(model: Path) -> _Source:
+    if not (model / SPEC).is_file():
+        found = load_unfinished(model)
+        return _Source(found.spec, found.files, lambda: found.bundle, found.facts)
+    spec = json.loads((model / SPEC).read_text())
     if spec.get("scoring") is not None:
         raise InputError("is a bundle already", file=model, expected="a model folder of recsys train")
-    config = parse_model(ModelConfig, spec.get("model", {"kind": "ridge"}), spec_file)
-    labels, file = training_labels(data, config), data / f"{part}.parquet"
-    columns = list(dict.fromkeys([*load_bundle(model, "cpu").encoder.columns, *label_columns(labels)]))
+    metrics = model / "metrics.json"
+    return _Source(spec, {"model": model / SPEC, "weights": model / WEIGHTS}, lambda: load_bundle(model, "cpu"),
+                   metrics=metrics if metrics.is_file() else None)
+
+
+def _read(data: Path, part: str, source: _Source, rows: int) -> _HeldOut:
+    labels, file = training_labels(data, source.config), data / f"{part}.parquet"
+    columns = list(dict.fromkeys([*source.trained.encoder.columns, *label_columns(labels)]))
     tables, have = [], 0
     for table in iter_parquet(file, columns=columns):
         tables.append(table.slice(0, rows - have))
@@ -137,17 +169,15 @@ def _read(data: Path, part: str, model: Path, rows: int) -> _HeldOut:
     return _HeldOut(table, *read_labels(table, labels, file, 0))
 
 
-def _write(stage: Stage, model: Path, held_out: _HeldOut, scoring: Scoring, calibration: Kind,
+def _write(stage: Stage, source: _Source, held_out: _HeldOut, scoring: Scoring, calibration: Kind,
            bounds: Bounds) -> None:
     """Write the model's files, compare, calibrate."""
-    trained, folder = load_bundle(model, "cpu"), stage.folder
-    spec = json.loads((model / "model.json").read_text())
-    name = str(spec.get("name", "model"))
-    config = parse_model(ModelConfig, spec["model"], model / "model.json")
+    trained, folder = source.trained, stage.folder
+    name = str(source.spec.get("name", "model"))
 
     def save(how: Scoring) -> None:
-        save_bundle(folder, trained.models, trained.encoder, config, name, trained.content, trained.transform,
-                    trained.quantiser, {"trained": spec["model_id"]}, scoring=how)
+        save_bundle(folder, trained.models, trained.encoder, source.config, name, trained.content, trained.transform,
+                    trained.quantiser, {"trained": trained.model_id}, scoring=how)
 
     save(scoring)
     want = _logits(Scorer(trained), held_out.table)
@@ -172,8 +202,8 @@ def _write(stage: Stage, model: Path, held_out: _HeldOut, scoring: Scoring, cali
         save(replace(scoring, calibration=fitted))
     else:
         stage.facts["calibration"] = {"kind": "none"}
-    if (model / "metrics.json").is_file():
-        shutil.copy(model / "metrics.json", folder / "metrics.json")
+    if source.metrics is not None:
+        shutil.copy(source.metrics, folder / "metrics.json")
 
 
 def _logits(scorer: Scorer, table: pa.Table) -> np.ndarray:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -93,6 +94,36 @@ class Found:
         return TrainState(**json.loads(json.dumps(self.manifest["facts"]["state"])))
 
 
+def newest(folder: Path, damaged: Callable[[Path, Damaged], None]) -> Found | None:
+    """The newest checkpoint of a run that is whole, after every file of it was read and compared with its manifest.
+
+    A checkpoint whose best weights lie in another one that is damaged is as bad as damaged: going on from it would end
+    with other weights than the run without the damage.
+
+    Args:
+        folder: of the run's checkpoints.
+        damaged: told of every newer one that is not whole, and why.
+    """
+    for one in sorted((p for p in folder.glob("epoch-*") if p.is_dir()), reverse=True):
+        try:
+            manifest = verify(one)
+            best = manifest["facts"]["state"]["best_checkpoint"]
+            if best is not None and best != one.name:
+                _check_best(folder, best)
+        except Damaged as error:
+            damaged(one, error)
+            continue
+        return Found(one, manifest)
+    return None
+
+
+def _check_best(folder: Path, best: str) -> None:
+    try:
+        verify(folder / best)
+    except Damaged as error:
+        raise Damaged(f"it needs the best weights so far, in {best}, where {error}") from None
+
+
 class Checkpoints:
     """The checkpoints of one training run, in one folder that all ranks see.
 
@@ -112,11 +143,7 @@ class Checkpoints:
         self._group = dist.new_group(backend="gloo") if world.size > 1 else None
 
     def latest(self) -> Found | None:
-        """The newest checkpoint that is whole, the same on all ranks; what is damaged is named and put aside.
-
-        A checkpoint whose best weights lie in another one that is damaged is as bad as damaged: going on from it would
-        end with other weights than the run without the damage.
-        """
+        """:func:`newest`, the same on all ranks; what is damaged is named and put aside."""
         if self._mirror is not None:
             self._mirror.fetch(self._folder)
         name = self._newest() if self._world.is_main else None
@@ -127,27 +154,17 @@ class Checkpoints:
         return Found(folder, read_manifest(folder))
 
     def _newest(self) -> str:
-        folders = sorted((p for p in self._folder.glob("epoch-*") if p.is_dir()), reverse=True)
-        for folder in folders:
-            try:
-                facts = verify(folder)["facts"]
-                best = facts["state"]["best_checkpoint"]
-                if best is not None and best != folder.name:
-                    self._check_best(folder, best)
-            except Damaged as error:
-                log.warning("checkpoint %s is not used: %s", folder, error)
-                _put_aside(folder)
-                continue
-            return folder.name
-        if folders:
-            log.warning("%s holds no checkpoint that is whole: training starts from the beginning", self._folder)
-        return ""
+        bad = []
 
-    def _check_best(self, folder: Path, best: str) -> None:
-        try:
-            verify(self._folder / best)
-        except Damaged as error:
-            raise Damaged(f"it needs the best weights so far, in {best}, where {error}") from None
+        def aside(folder: Path, error: Damaged) -> None:
+            bad.append(folder)
+            log.warning("checkpoint %s is not used: %s", folder, error)
+            _put_aside(folder)
+
+        found = newest(self._folder, aside)
+        if found is None and bad:
+            log.warning("%s holds no checkpoint that is whole: training starts from the beginning", self._folder)
+        return "" if found is None else found.folder.name
 
     def restore(self, found: Found, model: Any, optimizer: torch.optim.Optimizer) -> torch.Tensor:
         """Take over weights, both optimizers' states and this rank's random state, in place.

@@ -33,6 +33,7 @@ from recsys.training.loop import TrainingRun
 from recsys.training.memory import keep_freed_memory
 from recsys.training.metrics import base_entropy
 from recsys.training.optimizers import make_optimizer
+from recsys.training.run_folder import CHECKPOINTS, write_run_definition
 from recsys.training.share import share_training_data
 from recsys.training.step import PlainStepper, Stepper
 from recsys.training.world import World
@@ -41,7 +42,6 @@ Content = tuple[list[str], np.ndarray]
 Semantic = tuple[ResidualQuantiser, np.ndarray]
 """Ad ids, and their content vectors float [n, d]."""
 
-_CHECKPOINTS = "checkpoint"
 _EVALUATION_BATCH = 4096  # activations that stay in a CPU's cache
 _TRAIN_METRIC_ROWS = 1 << 15
 _USAGE = 2  # form of the usage row; models whose row is of an older form are trained again
@@ -95,7 +95,7 @@ def train_model(split_dir: str | Path, model: ModelConfig, training: TrainingCon
 
     world.run_stage("train", out, config=config, inputs=inputs, build=build)
     if world.is_main:  # only now: a kill before the folder has its name goes on from them
-        shutil.rmtree(out / _CHECKPOINTS, ignore_errors=True)
+        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     return dict(world.from_main(lambda: json.loads((out / "metrics.json").read_text())))
 
 
@@ -111,7 +111,7 @@ def _train(stage: Stage, split_dir: str | Path, model: ModelConfig, training: Tr
     started = time.perf_counter()
     # An error after hours of training (a lost rank, storage that hiccups, a number of ranks that does not fit) must not
     # cost what was saved.
-    stage.resumable = lambda: any((stage.folder / _CHECKPOINTS).glob("*/*"))
+    stage.resumable = lambda: any((stage.folder / CHECKPOINTS).glob("member-*/*"))
     if world.device.type == "cpu":
         keep_freed_memory()
     matrix = transform = None
@@ -120,6 +120,10 @@ def _train(stage: Stage, split_dir: str | Path, model: ModelConfig, training: Tr
     load = partial(load_training_data, split_dir, model, training, None if content is None else content[0],
                    None if semantic is None else prefix_features(semantic[1]), test)
     data = share_training_data(world, load, split_dir, model, training)
+    quantiser = None if semantic is None else semantic[0]
+    if world.is_main:
+        write_run_definition(stage.folder / CHECKPOINTS, data, model, training, seed, name, matrix, transform,
+                             quantiser)
     fitting = time.perf_counter() - started
     members = []
     with Journal(stage.folder, name, training.epochs * data.train.rows, members=training.ensemble,
@@ -132,8 +136,7 @@ def _train(stage: Stage, split_dir: str | Path, model: ModelConfig, training: Tr
     total = time.perf_counter() - started
     metrics |= _account(models[0], states, training, world, total, fitting)
     save_bundle(stage.folder, models, data.encoder, model, name, matrix, transform,
-                None if semantic is None else semantic[0], {"seed": seed, "training": training.model_dump(mode="json")},
-                writes=world.is_main)
+                quantiser, {"seed": seed, "training": training.model_dump(mode="json")}, writes=world.is_main)
     if not world.is_main:
         return
     write_json(stage.path("metrics.json"), metrics)
@@ -161,7 +164,7 @@ def _train_member(stage: Stage, data: TrainingData, model: ModelConfig, training
             log.info("%s", line)
     optimizer = make_optimizer(ranker, training)
     mirror = None if training.mirror is None else f"{training.mirror.rstrip('/')}/member-{member}"
-    checkpoints = Checkpoints(stage.path(f"{_CHECKPOINTS}/member-{member}"), world, training.keep_checkpoints, mirror,
+    checkpoints = Checkpoints(stage.path(f"{CHECKPOINTS}/member-{member}"), world, training.keep_checkpoints, mirror,
                               _identity(data, model, training, own_seed, matrix))
     found = checkpoints.latest()
     state = TrainState(lanes=training.lanes or world.size) if found is None else found.state

@@ -53,7 +53,7 @@ def test_a_preempted_job_saves_asks_for_its_place_and_goes_on(slurm: dict[str, s
     job = _train(slurm, file, out, script)
     try:
         until = time.monotonic() + 240
-        while not live_glob(tmp_path, "**/checkpoint/**/manifest.json") and time.monotonic() < until:
+        while not live_glob(tmp_path, "**/checkpoint/member-*/*/manifest.json") and time.monotonic() < until:
             assert job.poll() is None, job.communicate()[0]
             time.sleep(0.2)
         job.send_signal(signal.SIGTERM)  # to the batch script alone, as --signal=B: does

@@ -19,6 +19,9 @@ from recsys.serving.export import Bounds, export_bundle
 from recsys.serving.scorer import Scorer
 from recsys.stage import read_manifest
 from recsys.training.trainer import train_model
+from recsys.training.world import World
+from tests.ranks import run_ranks
+from tests.training.test_run_folder import cut
 from tests.training.toy import toy_content, toy_split, toy_table
 
 LOOSE = Bounds(max_dp=0.1, mean_dp=0.02, auc=0.02)
@@ -129,3 +132,63 @@ def test_the_program_gives_the_bundles_scores_on_any_rows(split: Path, tmp_path:
     damage(tmp_path / "bundle/scorer.pt2")
     with pytest.raises(InputError, match="damaged file"):
         load_program(tmp_path / "bundle")
+
+
+# Sampled failures, so that the correction shows; no validation slice, so that the last weights are the model's.
+SAMPLED = TrainingConfig(epochs=1, batch_size=128, log_steps=1, negative_keep=0.5, validation_share=0.0)
+EXACT = Bounds(max_dp=1e-6, mean_dp=1e-6, auc=1e-6)
+
+
+def _first_epoch_exported(split: Path, whole: Path, killed: Path, out: Path) -> None:
+    """A run that was killed in its second epoch, exported, scores as the run of one epoch that ended."""
+    manifest = export_bundle(killed, out, data=split, scoring=Scoring("fp32", "float32"), bounds=EXACT, program=False)
+    table = toy_table(300, 9)
+    np.testing.assert_allclose(Scorer.load(out).score(table)["click"], Scorer.load(whole).score(table)["click"],
+                               rtol=1e-5)
+    (checkpoint,) = manifest["facts"]["checkpoints"]
+    assert checkpoint["epoch"] == 1
+    assert f"{checkpoint['step']:,} steps ({checkpoint['name']})" in (out / "card.md").read_text()
+
+
+@pytest.mark.parametrize("kept", ["fused", "dense", "sharded"])
+def test_a_checkpoint_scores_as_the_model_at_that_step(split: Path, tmp_path: Path, kept: str) -> None:
+    config = ModelConfig(embedding_dim=4, bottom=(8,), top=(16,), content_dim=8, min_count=1,
+                         embeddings=kept)  # type: ignore[arg-type]
+    train_model(split, config, SAMPLED, tmp_path / "whole", content=toy_content())
+    run = cut(split, tmp_path / "killed", SAMPLED.model_copy(update={"epochs": 2}), 14, config, content=toy_content())
+    _first_epoch_exported(split, tmp_path / "whole", tmp_path / "killed", tmp_path / "bundle")
+    (checkpoint,) = (run / "checkpoint/member-0").glob("epoch-*")
+    named = export_bundle(checkpoint, tmp_path / "named", data=split, bounds=LOOSE)  # packed, and scorer.pt2 with it
+    assert named["facts"]["program"]["max_dp"] < 1e-4
+    assert export_bundle(checkpoint, tmp_path / "named", data=split, bounds=LOOSE)["cached"]
+
+
+def _on_ranks(world: World, split: Path, out: Path) -> None:
+    config = ModelConfig(embedding_dim=4, bottom=(8,), top=(16,), min_count=1)
+    tables = {"tables": {"user_id": {"sharding": "row_wise"}}}
+    train_model(split, config, TrainingConfig(**{**SAMPLED.model_dump(), **tables}), out / "whole", world=world)
+    twice = TrainingConfig(**{**SAMPLED.model_dump(), **tables, "epochs": 2})
+    cut(split, out / "killed", twice, 14, config, world=world)
+
+
+def test_what_two_ranks_left_is_whole(split: Path, tmp_path: Path) -> None:
+    run_ranks(2, _on_ranks, split, tmp_path)
+    _first_epoch_exported(split, tmp_path / "whole", tmp_path / "killed", tmp_path / "bundle")
+
+
+def test_what_cannot_be_published_is_one_line_and_leaves_nothing(split: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from recsys.cli import app
+
+    config = ModelConfig(embedding_dim=4, bottom=(8,), top=(16,), min_count=1)
+    run = cut(split, tmp_path / "killed", SAMPLED.model_copy(update={"epochs": 2}), 14, config)
+    (checkpoint,) = (run / "checkpoint/member-0").glob("epoch-*")
+    damage(checkpoint / "rank-0.safetensors")
+    for path, message in ((checkpoint, "damaged checkpoint"), (tmp_path / "killed", "no checkpoint that is whole"),
+                          (tmp_path / "nothing", "no such file")):
+        done = CliRunner().invoke(app, ["export", str(path), "--out", str(tmp_path / "b"), "--data", str(split)])
+        assert isinstance(done.exception, InputError)
+        assert message in str(done.exception)
+        assert done.exception.exit_code == 2
+    assert {p.name for p in tmp_path.iterdir()} == {run.name}
