@@ -77,6 +77,17 @@ def _(logits: torch.Tensor, trials: torch.Tensor, successes: torch.Tensor, weigh
     return loss, sums, histogram, slope
 
 
+@torch.library.custom_op("recsys::binomial_loss_backward", mutates_args=())
+def _binomial_loss_backward(grad: torch.Tensor, slope: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    # An operator, as autograd would take the slopes for a constant and be wrong about a second derivative.
+    return (grad * slope).to(dtype)
+
+
+@_binomial_loss_backward.register_fake
+def _(grad: torch.Tensor, slope: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return slope.new_empty(slope.shape, dtype=dtype)
+
+
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(output[3])
@@ -85,7 +96,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -
 
 def _gradient(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Any, ...]:
     (slope,) = ctx.saved_tensors
-    return (grad * slope).to(ctx.dtype), None, None, None, None
+    return _binomial_loss_backward(grad, slope, ctx.dtype), None, None, None, None
 
 
 _binomial_loss.register_autograd(_gradient, setup_context=_keep)

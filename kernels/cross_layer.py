@@ -40,7 +40,7 @@ def _cross(x0: torch.Tensor, x: torch.Tensor, h: torch.Tensor, weight: torch.Ten
         from recsys.kernels.on_triton import cross_layer as on_triton
 
         return on_triton.forward(x0, x, h, weight, bias)
-    return torch.addcmul(x, x0, functional.linear(h, weight, bias))
+    return torch.addcmul(x, x0, functional.linear(h, weight, bias)).contiguous()
 
 
 @_cross.register_fake
@@ -56,8 +56,8 @@ def _cross_backward(grad: torch.Tensor, x0: torch.Tensor, h: torch.Tensor, weigh
         from recsys.kernels.on_triton import cross_layer as on_triton
 
         return on_triton.backward(grad, x0, h, weight, bias)
-    d_up = grad * x0
-    return grad * functional.linear(h, weight, bias), d_up, d_up.sum(0)
+    d_up = (grad * x0).contiguous()
+    return (grad * functional.linear(h, weight, bias)).contiguous(), d_up, d_up.sum(0)
 
 
 @_cross_backward.register_fake

@@ -6,7 +6,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from recsys.kernels.cross_layer import cross_layer, cross_layer_reference
 
-from tests.kernels.parity import compiles_and_exports, drawn, dtypes, same_as
+from tests.kernels.parity import (
+    DTYPES,
+    compiles_and_exports,
+    differentiable_once,
+    drawn,
+    dtypes,
+    fake_as_real,
+    is_operator,
+    needing_gradients,
+    same_as,
+)
 
 
 def _inputs(batch: int, width: int, rank: int, dtype: torch.dtype, contiguous: bool = True) -> list[torch.Tensor]:
@@ -18,6 +28,9 @@ def _inputs(batch: int, width: int, rank: int, dtype: torch.dtype, contiguous: b
 @given(batch=st.integers(0, 40), width=st.integers(1, 40), rank=st.integers(1, 40), dtype=dtypes,
        contiguous=st.booleans())
 @example(batch=0, width=5, rank=3, dtype=torch.float32, contiguous=True)
+@example(batch=3, width=17, rank=5, dtype=torch.float32, contiguous=False)
+@example(batch=3, width=5, rank=17, dtype=torch.float16, contiguous=False)
+@example(batch=17, width=5, rank=3, dtype=torch.bfloat16, contiguous=False)
 @settings(max_examples=10)
 def test_forward_and_gradients_equal_the_oracles(batch: int, width: int, rank: int, dtype: torch.dtype,
                                                  contiguous: bool) -> None:
@@ -57,14 +70,27 @@ def test_autocast_reaches_triton() -> None:
 
 @pytest.mark.parametrize("choice", ["auto", "triton"])
 def test_is_an_operator_of_torch_library(choice: str) -> None:
+    """Also for columns that lie where rows should: the result's strides are promised, not taken from an input."""
     x0, x, _, up, bias = _inputs(4, 6, 3, torch.float32)
-    h = drawn((4, 3), torch.float32, seed=7)
-    torch.library.opcheck(torch.ops.recsys.cross.default, (
-        *(t.requires_grad_() for t in (x0, x, h, up, bias)), choice))
-    torch.library.opcheck(torch.ops.recsys.cross_backward.default, (
-        torch.randn(4, 6), *(t.detach() for t in (x0, h, up, bias)), choice))
+    rows = [x0, x, drawn((4, 3), torch.float32, seed=7)]
+    columns = [t.T.contiguous().T for t in rows]
+    is_operator(torch.ops.recsys.cross.default, (*needing_gradients([*rows, up, bias]), choice),
+                (*columns, up, bias, choice))
+    is_operator(torch.ops.recsys.cross_backward.default, (torch.randn(4, 6), x0, rows[2], up, bias, choice),
+                (torch.randn(6, 4).T, columns[0], columns[2], up, bias, choice))
 
 
 def test_compiles_and_exports() -> None:
-    inputs = [t.requires_grad_() for t in _inputs(4, 6, 3, torch.float32)]
-    compiles_and_exports(lambda *args: cross_layer(*args, kernels="triton"), *inputs)
+    compiles_and_exports(lambda *args: cross_layer(*args, kernels="triton"),
+                         *(needing_gradients(_inputs(batch, 6, 3, torch.float32)) for batch in (4, 7)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_fake_tensors_are_as_real_ones(dtype: torch.dtype) -> None:
+    for batch in (0, 4):
+        fake_as_real(lambda *args: cross_layer(*args, kernels="triton"),
+                     needing_gradients(_inputs(batch, 6, 3, dtype, contiguous=False)))
+
+
+def test_has_no_second_derivative() -> None:
+    differentiable_once(lambda *args: cross_layer(*args, kernels="triton"), _inputs(4, 6, 3, torch.float32))

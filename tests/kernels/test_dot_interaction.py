@@ -6,7 +6,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from recsys.kernels.dot_interaction import dot_interaction, dot_interaction_reference, pair_order
 
-from tests.kernels.parity import compiles_and_exports, drawn, dtypes, kernels, same_as
+from tests.kernels.parity import (
+    DTYPES,
+    compiles_and_exports,
+    differentiable_once,
+    drawn,
+    dtypes,
+    fake_as_real,
+    is_operator,
+    kernels,
+    needing_gradients,
+    same_as,
+)
 
 
 @given(batch=st.integers(1, 5), features=st.integers(2, 7), dim=st.integers(1, 9))
@@ -23,6 +34,9 @@ def test_equals_the_definition(batch: int, features: int, dim: int) -> None:
 @given(batch=st.integers(0, 3), features=st.integers(1, 9), dim=st.integers(1, 20), dtype=dtypes, kernels=kernels,
        contiguous=st.booleans(), ends=st.tuples(st.integers(0, 9), st.integers(0, 9)))
 @example(batch=0, features=5, dim=3, dtype=torch.float32, kernels="triton", contiguous=True, ends=(1, 2))
+@example(batch=2, features=5, dim=3, dtype=torch.float32, kernels="triton", contiguous=False, ends=(1, 2))
+@example(batch=2, features=8, dim=17, dtype=torch.float16, kernels="triton", contiguous=False, ends=(0, 8))
+@example(batch=2, features=7, dim=17, dtype=torch.bfloat16, kernels="triton", contiguous=False, ends=(6, 7))
 @settings(max_examples=30)
 def test_forward_and_gradient_equal_the_oracles(batch: int, features: int, dim: int, dtype: torch.dtype, kernels: str,
                                                 contiguous: bool, ends: tuple[int, int]) -> None:
@@ -40,11 +54,30 @@ def test_triton_at_the_sizes_of_use(shape: tuple[int, int, int]) -> None:
 
 @pytest.mark.parametrize("choice", ["auto", "triton"])
 def test_is_an_operator_of_torch_library(choice: str) -> None:
-    x = drawn((2, 5, 4), torch.float32).requires_grad_()
-    torch.library.opcheck(torch.ops.recsys.dot_interaction.default, (x, 1, 2, choice))
-    torch.library.opcheck(torch.ops.recsys.dot_interaction_backward.default,
-                          (torch.randn(2, 14), x.detach(), 1, 2, choice))
-    compiles_and_exports(lambda t: dot_interaction(t, 1, 2, choice), x)
+    x, turned = drawn((2, 5, 4), torch.float32), drawn((4, 5, 2), torch.float32).transpose(0, 2)
+    is_operator(torch.ops.recsys.dot_interaction.default, (*needing_gradients([x]), 1, 2, choice),
+                (turned, 1, 2, choice))
+    is_operator(torch.ops.recsys.dot_interaction_backward.default, (torch.randn(2, 14), x, 1, 2, choice),
+                (torch.randn(14, 2).T, turned, 1, 2, choice))
+
+
+@pytest.mark.parametrize("choice", ["auto", "triton"])
+def test_compiles_and_exports(choice: str) -> None:
+    compiles_and_exports(lambda t: dot_interaction(t, 1, 2, choice),
+                         *(needing_gradients([drawn((batch, 5, 4), torch.float32)]) for batch in (2, 3)))
+
+
+@pytest.mark.parametrize("choice", ["auto", "triton"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_fake_tensors_are_as_real_ones(choice: str, dtype: torch.dtype) -> None:
+    for batch in (0, 2):
+        fake_as_real(lambda t: dot_interaction(t, 1, 2, choice),
+                     needing_gradients([drawn((batch, 5, 4), dtype, contiguous=False)]))
+
+
+@pytest.mark.parametrize("choice", ["auto", "triton"])
+def test_has_no_second_derivative(choice: str) -> None:
+    differentiable_once(lambda t: dot_interaction(t, 1, 2, choice), [drawn((2, 5, 4), torch.float32)])
 
 
 def test_reference_is_plain_torch() -> None:
@@ -68,10 +101,11 @@ def test_wrong_arguments_are_refused() -> None:
         dot_interaction(torch.randn(3, 5, 4), 2, 6)
 
 
-def test_bfloat16_autocast_stays_close_and_keeps_the_input_dtype_of_the_gradient() -> None:
-    x = torch.randn(64, 27, 16, requires_grad=True)
+@pytest.mark.parametrize(("choice", "batch"), [("auto", 64), ("triton", 3)])
+def test_bfloat16_autocast_stays_close_and_keeps_the_input_dtype_of_the_gradient(choice: str, batch: int) -> None:
+    x = torch.randn(batch, 27, 16, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        pairs = dot_interaction(x)
+        pairs = dot_interaction(x, kernels=choice)
     assert pairs.dtype == torch.bfloat16
     weight = torch.randn(pairs.shape)
     (pairs.float() * weight).sum().backward()
