@@ -229,7 +229,8 @@ def overload(model: Path, work: Path, args: argparse.Namespace) -> dict[str, Any
     return {"capacity": most, "rate": TIMES * most, "seconds": load.elapsed, **summary,
             "goodput_share": summary["answered_per_second"] / most,
             "memory_mib": {"start": sizes[0], "after_a_tenth": sizes[len(sizes) // 10], "end": sizes[-1],
-                           "most": max(sizes)}}
+                           "most": max(sizes), "tenths": [round(statistics.median(part), 1) for part in
+                                                          np.array_split(sizes, min(10, len(sizes)))]}}
 
 
 def peer(model: Path, work: Path, args: argparse.Namespace) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from recsys.kernels.on_triton import (
     quantised_bags,
     target_attention,
 )
+from recsys.kernels.quantised_bags import row_bytes
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.autotuner import Autotuner
@@ -53,17 +54,16 @@ def launches() -> dict[str, Callable[[], Any]]:
     offsets = torch.arange(26 * 4 + 1)
     one = torch.zeros(4, 1)
 
-    def bags(kind: str, size: int) -> Callable[[], Any]:
-        return lambda: quantised_bags.forward(torch.zeros(8, size, dtype=torch.uint8), kind, ids.flatten(), offsets,
-                                              first_row, None, True, query[:, None])
+    def bags(kind: str) -> Callable[[], Any]:
+        rows = torch.zeros(8, row_bytes(kind, 128), dtype=torch.uint8)
+        return lambda: quantised_bags.forward(rows, kind, ids.flatten(), offsets, first_row, None, True, query[:, None])
 
     return {
         "dot_interaction": lambda: dot_interaction.forward(x, 26, 27),
         "dot_interaction_backward": lambda: dot_interaction.backward(grad, x, 26, 27),
         "cross_layer": lambda: cross_layer.forward(wide, wide, h, up, bias),
         "cross_layer_backward": lambda: cross_layer.backward(wide, wide, h, up, bias),
-        "quantised_bags_int8": bags("int8", 136), "quantised_bags_int4": bags("int4", 68),
-        "quantised_bags_fp8": bags("fp8", 132),
+        **{f"quantised_bags_{kind}": bags(kind) for kind in ("int8", "int4", "fp8", "fp32")},
         "lookup_interaction": lambda: lookup_interaction.forward(x[0], ids, first_row, query),
         "target_attention": lambda: target_attention.forward(*history),
         "target_attention_backward": lambda: target_attention.backward(

@@ -97,7 +97,7 @@ def _bags(s: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
     offsets = torch.arange(features * s.batch + 1, device=device)
     first_row = torch.arange(features, device=device) * s.rows
     dense = _draw(s.batch, 1, s.dim, device=device, dtype=dtype)
-    for kind in ("int8", "int4", "fp8"):
+    for kind in ("int8", "int4", "fp8", "fp32"):
         size = row_bytes(kind, s.dim)
         some = quantise(_draw(min(s.rows, 4096), s.dim, device=device, dtype=torch.float32), kind)
         tables = some.repeat(-(-features * s.rows // len(some)), 1)[: features * s.rows].contiguous()

@@ -25,20 +25,23 @@ def _e4m3(code):
 def _rows(tables, halves, words, row, has, d, D: tl.constexpr, BYTES: tl.constexpr, KIND: tl.constexpr,
           BD: tl.constexpr):
     # Rows as float32 [BB, BD]; row is int64, as tables are larger than 2^31 bytes
+    mask = has[:, None] & (d < D)[None, :]
+    if KIND == "fp32":
+        return tl.load(words + row[:, None] * D + d[None, :], mask=mask, other=0.0)
+    codes = tables + row[:, None] * BYTES + 4
+    if KIND == "fp8":
+        scale = tl.load(words + row * BYTES // 4, mask=has, other=0.0)
+        return _e4m3(tl.load(codes + d[None, :], mask=mask, other=0)) * scale[:, None]
+    at = halves + row * BYTES // 2
+    scale = tl.load(at, mask=has, other=0.0).to(tl.float32)
+    least = tl.load(at + 1, mask=has, other=0.0).to(tl.float32)
     if KIND == "int4":
         j = tl.arange(0, BD // 2)
-        pair = tl.load(tables + row[:, None] * BYTES + j[None, :], mask=has[:, None] & (j < D // 2)[None, :], other=0)
+        pair = tl.load(codes + j[None, :], mask=has[:, None] & (j < D // 2)[None, :], other=0)
         code = tl.interleave((pair & 15).to(tl.float32), (pair >> 4).to(tl.float32))
-        at = halves + (row * BYTES + D // 2) // 2
-        scale = tl.load(at, mask=has, other=0.0).to(tl.float32)
-        bias = tl.load(at + 1, mask=has, other=0.0).to(tl.float32)
-        return code * scale[:, None] + bias[:, None]
-    code = tl.load(tables + row[:, None] * BYTES + d[None, :], mask=has[:, None] & (d < D)[None, :], other=0)
-    at = words + (row * BYTES + D) // 4
-    scale = tl.load(at, mask=has, other=0.0)
-    if KIND == "fp8":
-        return _e4m3(code) * scale[:, None]
-    return code.to(tl.float32) * scale[:, None] + tl.load(at + 1, mask=has, other=0.0)[:, None]
+    else:
+        code = tl.load(codes + d[None, :], mask=mask, other=0).to(tl.float32)
+    return code * scale[:, None] + least[:, None]
 
 
 @autotuned(_CONFIGS, key=["D", "KIND", "WEIGHTED"])
@@ -81,8 +84,9 @@ def forward(tables: torch.Tensor, kind: str, values: torch.Tensor, offsets: torc
     batch, more, dim = beside.shape
     features = len(first_row)
     out = beside.new_empty((batch, features + more, dim))
-    words = tables if kind == "int4" else tables.view(torch.float32)
-    halves = tables.view(torch.float16) if kind == "int4" else tables
+    # What a kind does not read is handed over as bytes: an int4 row need not be a multiple of a float32.
+    words = tables.view(torch.float32) if kind in ("fp8", "fp32") else tables
+    halves = tables.view(torch.float16) if kind in ("int8", "int4") else tables
     if out.numel():
         _bags[lambda tuned: (triton.cdiv(batch, tuned["BB"]), features + more)](
             tables, halves, words, values, offsets, first_row.contiguous(),

@@ -8,7 +8,10 @@ from __future__ import annotations
 import torch
 
 from recsys.config import ModelConfig
+from recsys.features.batches import Batch
+from recsys.kernels.dispatch import uses_triton
 from recsys.kernels.dot_interaction import dot_interaction, pair_order
+from recsys.kernels.lookup_interaction import lookup_interaction
 from recsys.models.layers import Heads, hidden_layers
 from recsys.models.ranker import Inputs, Ranker
 
@@ -31,6 +34,18 @@ class DLRM(Ranker):
         self.top = hidden_layers(beside * self.dim + pairs + self.matches, config.top, heads, config.experts,
                                  config.dropout)
         self.heads = Heads((beside * self.dim + pairs + self.matches, *config.top)[-1], heads)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Logits [B, H]; in one pass from tables to dot products where that is what the ranker does."""
+        found = getattr(self.embeddings, "as_matrix", None)
+        alone = self.vectors == self.dense_at + 1 and self._beside == (self.dense_at, self.vectors)
+        if found is None or self.bottom is None or not alone or self.attention is not None \
+                or not uses_triton(self.config.kernels, found[0]):
+            return super().forward(batch)
+        matrix, first_row = found
+        crossed = lookup_interaction(matrix, self.embeddings.ids(batch.sparse), first_row, self.bottom(batch.dense),
+                                     self.config.kernels)
+        return self.heads(self.top(crossed))
 
     def interact(self, x_BFD: torch.Tensor, match_BM: torch.Tensor) -> torch.Tensor:
         """Logits [B, H]."""

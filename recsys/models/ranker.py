@@ -19,6 +19,7 @@ from torch.nn import functional
 from recsys.config import ModelConfig
 from recsys.errors import InputError
 from recsys.features.batches import Batch
+from recsys.kernels.dispatch import autocast_dtype
 from recsys.models.attention import TargetAttention, latest
 from recsys.models.layers import tower
 from recsys.models.trained import Trained
@@ -91,30 +92,40 @@ class Ranker(Trained):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Logits [B, H]."""
-        return self.rank(None if self.embeddings is None else self.embeddings(batch.sparse), batch)
+        if self.embeddings is None or self.attention is not None:
+            return self.rank(None if self.embeddings is None else self.embeddings(batch.sparse), batch)
+        others, _, match = self._others(batch)
+        return self._interacted(self.embeddings.joined(batch.sparse, others), match)
 
     def rank(self, looked_up: torch.Tensor | None, batch: Batch) -> torch.Tensor:
         """Logits [B, H] from looked-up vectors [B, features, D] and the rest of a batch: dense arithmetic alone."""
-        ad_BC = ad_BD = None
-        if looked_up is not None and torch.is_autocast_enabled(looked_up.device.type):
-            # Once, here: else the joined vectors are widened to float32, and narrowed again by each product.
-            looked_up = looked_up.to(torch.get_autocast_dtype(looked_up.device.type))
+        others, ad_BD, match = self._others(batch)
+        parts = others
+        if looked_up is not None:
+            # Narrowed once, here: else the joined vectors are widened to float32, and narrowed again by each product.
+            parts = [*self._pooled(looked_up.to(autocast_dtype(looked_up)), ad_BD, batch), *others]
+        return self._interacted(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), match)
+
+    def _interacted(self, x_BFD: torch.Tensor, match: list[torch.Tensor]) -> torch.Tensor:
+        return self.interact(x_BFD, torch.cat(match, dim=1) if match else x_BFD.new_zeros(x_BFD.shape[0], 0))
+
+    def _others(self, batch: Batch) -> tuple[list[torch.Tensor], torch.Tensor | None, list[torch.Tensor]]:
+        """Vectors [B, 1, D] that are not looked up, the ad's content [B, D] where there is one, and what matches."""
+        parts: list[torch.Tensor] = []
+        match: list[torch.Tensor] = []
+        ad_BD = None
+        if self.bottom is not None:
+            parts.append(self.bottom(batch.dense).unsqueeze(1))
         if self.ad_tower is not None:
             ad_BC = self.content[batch.content_row]
             ad_BD = self.ad_tower(ad_BC)
-        parts = [] if looked_up is None else self._pooled(looked_up, ad_BD, batch)
-        match: list[torch.Tensor] = []
-        if self.bottom is not None:
-            parts.append(self.bottom(batch.dense).unsqueeze(1))
-        if ad_BC is not None and ad_BD is not None:
             parts.append(ad_BD.unsqueeze(1))
             if self.user_tower is not None:
                 user_BC = self._user_content(ad_BC, batch)
                 parts.append(self.user_tower(user_BC).unsqueeze(1))
                 # What matches between ad and user is a product of the two: given, not left to be learnt by ReLUs.
                 match = [ad_BC * user_BC, functional.cosine_similarity(ad_BC, user_BC, dim=1).unsqueeze(1)]
-        x_BFD = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        return self.interact(x_BFD, torch.cat(match, dim=1) if match else x_BFD.new_zeros(x_BFD.shape[0], 0))
+        return parts, ad_BD, match
 
     def interact(self, x_BFD: torch.Tensor, match_BM: torch.Tensor) -> torch.Tensor:
         """Logits [B, H] of a row's F vectors and its M matching numbers."""

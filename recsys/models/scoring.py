@@ -12,10 +12,10 @@ from torch import nn
 
 from recsys.config import ModelConfig
 from recsys.features.encoders import FeatureEncoder
-from recsys.models.build import assemble, build_model, tables_of
+from recsys.models.build import assemble, tables_of
 from recsys.models.calibration import Calibration
-from recsys.models.embeddings import SparseOptions, write_tensor
-from recsys.models.embeddings.quantised import Bits, Packed, QuantisedEmbeddings, dequantise
+from recsys.models.embeddings import write_tensor
+from recsys.models.embeddings.quantised import Bits, Packed, QuantisedEmbeddings
 from recsys.models.ranker import Ranker
 
 _TABLES = "tables"
@@ -71,26 +71,19 @@ def scoring_ranker(encoder: FeatureEncoder, config: ModelConfig, content: np.nda
                    weights: Mapping[str, torch.Tensor], scoring: Scoring, device: torch.device) -> Ranker:
     """One member from :func:`packed_weights` (without its number).
 
-    On a CPU its tables are looked up as they are packed, in the memory that ``weights`` are in; on a GPU they are
-    unpacked into the fused backend.
+    Its tables are looked up as they are packed: on a CPU in the memory that ``weights`` are in, on a GPU in a copy.
 
     Raises:
         KeyError, RuntimeError: a weight is missing or of another shape.
     """
     tables, narrow = tables_of(encoder), has_bfloat16(scoring, device)
-    packed = Packed(weights[_TABLES], scoring.tables, config.embedding_dim) if tables else None
-    if device.type == "cpu":
-        embeddings = None if packed is None else QuantisedEmbeddings(
-            tables, packed, torch.bfloat16 if narrow else torch.float32)
-        model = assemble(encoder, config, content, embeddings)
-        for name, target in model._dense().items():
-            write_tensor(name, target, weights[name])
-    else:
-        model = build_model(encoder, config, content, SparseOptions(), device)
-        whole = {} if packed is None else {
-            f"table.{n}": dequantise(rows, config.embedding_dim, scoring.tables)
-            for n, rows in packed.tables(tables).items()}
-        model.load_weights({**weights, **whole})
+    embeddings = None
+    if tables:
+        packed = Packed(weights[_TABLES].to(device), scoring.tables, config.embedding_dim)
+        embeddings = QuantisedEmbeddings(tables, packed, torch.bfloat16 if narrow else torch.float32, config.kernels)
+    model = assemble(encoder, config, content, embeddings).to(device)
+    for name, target in model._dense().items():
+        write_tensor(name, target, weights[name])
     if narrow:
         _narrow(model)
     return model

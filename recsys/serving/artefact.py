@@ -18,7 +18,6 @@ from torch import nn
 from recsys.errors import InputError
 from recsys.features.encoded import Encoded
 from recsys.models.bundle import Bundle
-from recsys.models.embeddings.quantised import dequantise
 from recsys.models.ranker import Ranker
 from recsys.stage import read_manifest, sha256_file
 
@@ -37,17 +36,16 @@ class _Member(nn.Module):
         self.model.config = model.config.model_copy(update={"kernels": "reference"})  # no operators of this package
         self.model._user_content = self._user_content  # type: ignore[method-assign]
         self._sparse, self._lists = list(sparse), list(lists)
-        self._bits, self._dim = "fp32", model.dim
         self._places: dict[str, int] = {}
         if tables is not None:
-            self._bits, packed = tables.packed.bits, tables.packed.tables(tables.tables)
+            self._packed, rows = tables.packed, tables.packed.tables(tables.tables)
             for i, table in enumerate(tables.tables):
-                self.register_buffer(f"table_{i}", packed[table.name].clone())
+                self.register_buffer(f"table_{i}", rows[table.name].clone())
                 self._places |= dict.fromkeys(table.features, i)
 
     def _rows(self, feature: str, ids: torch.Tensor) -> torch.Tensor:
         table = getattr(self, f"table_{self._places[feature]}")
-        return dequantise(table[ids], self._dim, self._bits)  # type: ignore[arg-type]
+        return self._packed.decoded(table[ids])
 
     def _look_up(self, feature: str, sparse: torch.Tensor, lists: torch.Tensor) -> torch.Tensor:
         if feature in self._sparse:

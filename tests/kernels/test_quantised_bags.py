@@ -18,7 +18,7 @@ from recsys.kernels.quantised_bags import (
 
 from tests.kernels.parity import drawn, dtypes, kernels, near
 
-KINDS = ("int8", "int4", "fp8")
+KINDS = ("int8", "int4", "fp8", "fp32")
 
 
 def _inputs(kind: Any, batch: int, features: int, dim: int, longest: int, dtype: torch.dtype = torch.float32,
@@ -54,18 +54,18 @@ def test_errors_are_what_the_table_says(kind: Any) -> None:
     table = drawn((50, 32), torch.float32)
     error = (dequantise(quantise(table, kind), kind) - table).abs()
     spread = table.amax(1, keepdim=True) - table.amin(1, keepdim=True)
-    # int4 keeps scale and least as float16: half a step, and what their rounding is worth
-    most = {"int8": spread / 510 * 1.01, "int4": spread / 30 * 1.05 + 4e-3,
-            "fp8": (table.abs() / 16).clamp_min(2.0**-9 * 3 / 448)}[kind]
+    rounding = 2.0**-11 * (spread + table.amin(1, keepdim=True).abs())
+    most = {"int8": spread / 510 + rounding, "int4": spread / 30 + rounding,
+            "fp8": (table.abs() / 16).clamp_min(2.0**-9 * 3 / 448), "fp32": torch.zeros(50, 1)}[kind]
     assert (error <= most).all()
-    assert error.max() > most.max() / 20
+    assert error.max() >= most.max() / 20
     assert quantise(table, kind).shape == (50, row_bytes(kind, 32))
     assert quantise(table[:0], kind).shape == (0, row_bytes(kind, 32))
 
 
-@pytest.mark.parametrize(("kind", "bits"), [("int8", "INT8"), ("int4", "INT4")])
-def test_fbgemm_pools_alike(kind: Any, bits: str) -> None:
-    """Its own operator on its own quantisation of the same tables, weighted means."""
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_fbgemm_reads_the_same_rows(kind: Any) -> None:
+    """Its own module over its own quantised tables, weighted means: the layout is its, byte for byte."""
     from fbgemm_gpu.split_embedding_configs import SparseType
     from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
     from fbgemm_gpu.split_table_batched_embeddings_ops_inference import IntNBitTableBatchedEmbeddingBagsCodegen
@@ -74,17 +74,13 @@ def test_fbgemm_pools_alike(kind: Any, bits: str) -> None:
     edges = [*inputs["first_row"].tolist(), len(inputs["tables"])]
     rows = [b - a for a, b in pairwise(edges)]
     op = IntNBitTableBatchedEmbeddingBagsCodegen(
-        [("", n, 16, SparseType[bits], EmbeddingLocation.HOST) for n in rows], device="cpu",
+        [("", n, 16, SparseType[kind.upper()], EmbeddingLocation.HOST) for n in rows], device="cpu",
         pooling_mode=PoolingMode.MEAN, output_dtype=SparseType.FP32)
     op.fill_random_weights()
-    ours = []
-    for codes, decoding in op.split_embedding_weights():
-        pair = decoding.contiguous().view(torch.float16)
-        pair = pair.float() if kind == "int8" else pair
-        ours.append(torch.cat([codes, pair.contiguous().view(torch.uint8)], dim=1))
     weights = torch.rand(len(inputs["values"]))
     expected = op(inputs["values"].int(), inputs["offsets"].int(), weights).view(6, 2, 16)
-    inputs |= {"tables": torch.cat(ours), "beside": torch.zeros(6, 0, 16)}
+    theirs = torch.cat([whole for whole, _ in op.split_embedding_weights(split_scale_shifts=False)])
+    inputs |= {"tables": theirs, "beside": torch.zeros(6, 0, 16)}
     for choice in ("auto", "reference", "triton"):
         found = quantised_bags(**inputs, weights=weights, mean=True, kernels=choice)
         torch.testing.assert_close(found, expected.float(), atol=1e-4, rtol=1e-4)
@@ -92,7 +88,7 @@ def test_fbgemm_pools_alike(kind: Any, bits: str) -> None:
 
 def test_wrong_rows_are_refused() -> None:
     inputs = _inputs("int8", 2, 1, 8, 1)
-    with pytest.raises(ValueError, match="int4 rows of 8 numbers have 8 bytes, got 16"):
+    with pytest.raises(ValueError, match="int4 rows of 8 numbers have 8 bytes, got 12"):
         quantised_bags(**inputs | {"kind": "int4"})
     with pytest.raises(ValueError, match="multiple of 4"):
         quantise(torch.zeros(2, 6), "int8")

@@ -68,6 +68,22 @@ def test_a_bundle_scores_as_the_model_and_as_its_example(trained: Path, bundle: 
     assert not any(p.suffix in (".pkl", ".pt", ".bin") for p in bundle.iterdir())
 
 
+def test_a_bundle_of_triton_kernels_scores_alike(split: Path, trained: Path, tmp_path: Path) -> None:
+    """The experiment file's ``kernels`` reaches lookup and interaction of what is served (here in the interpreter)."""
+    table, found = toy_table(20, 9), {}
+    for kernels in ("reference", "auto", "triton"):
+        model = shutil.copytree(trained, tmp_path / f"model-{kernels}")
+        spec = json.loads((model / "model.json").read_text())
+        spec["model"]["kernels"] = kernels
+        (model / "model.json").write_text(json.dumps(spec))
+        scoring = Scoring("int8", "float32")
+        export_bundle(model, tmp_path / kernels, data=split, scoring=scoring, bounds=LOOSE, rows=40, program=False)
+        scorer = Scorer.load(tmp_path / kernels)
+        found[kernels] = scorer.logits(scorer.encoder.encode(table))
+    np.testing.assert_allclose(found["auto"], found["reference"], atol=1e-5)
+    np.testing.assert_allclose(found["triton"], found["reference"], atol=1e-5)
+
+
 def test_new_ads_join_a_bundle(bundle: Path) -> None:
     _, vectors = toy_content()
     scorer, table = Scorer.load(bundle), toy_table(20, 9)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.config import TrainingConfig
 from recsys.config.training import SparseOptimizer, TableConfig
+from recsys.kernels.dispatch import autocast_dtype
 
 EPS = 1e-8
 _BLOCK = 1 << 16  # rows initialised from one seed
@@ -83,6 +84,11 @@ class Embeddings(nn.Module):
     def forward(self, sparse: KeyedJaggedTensor) -> torch.Tensor:
         """Mean-pooled embeddings [B, F, D], features in the order of the tables' ``features``; empty bag: zeros."""
         raise NotImplementedError
+
+    def joined(self, sparse: KeyedJaggedTensor, others: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The embeddings with other vectors [B, K, D] behind them: [B, F + sum of K, D], in autocast's dtype."""
+        found = self(sparse)
+        return torch.cat([found.to(autocast_dtype(found)), *others], dim=1)
 
     def set_lr(self, factor: float) -> None:
         """Learning rate of the next step: each table's own times ``factor``."""

@@ -1,78 +1,28 @@
 """Tables for scoring only: rows of 8 or 4 bits (or float32) in one block of bytes that processes can share.
 
-A row of int8 or int4 is half-precision scale and bias (4 bytes), then its codes: w = code * scale + bias, the layout of
-FBGEMM's inference kernel (``int_nbit_split_embedding_codegen_lookup_function``), which looks all tables up in one call.
+The layout is that of :mod:`recsys.kernels.quantised_bags`, which looks all tables up in one call, on a CPU or a GPU.
 The block may lie in a mapped file: nothing writes to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import fbgemm_gpu  # noqa: F401  (registers the operators)
 import torch
-from fbgemm_gpu.split_embedding_configs import SparseType
-from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from recsys.kernels.dispatch import Kernels
+from recsys.kernels.quantised_bags import dequantise, quantise, quantised_bags, row_bytes
 from recsys.models.embeddings.base import Embeddings, Table
 
 Bits = Literal["int8", "int4", "fp32"]
-_CODES = {"int8": 255, "int4": 15}
-_TYPES = {"int8": SparseType.INT8, "int4": SparseType.INT4, "fp32": SparseType.FP32}
-_HEADER = 4  # scale and bias, float16 each
 
 
 def padded_dim(dim: int) -> int:
-    """Width of a row in the kernel: a multiple of 8."""
+    """Width of a row in the block: a multiple of 8."""
     return -(-dim // 8) * 8
-
-
-def row_bytes(dim: int, bits: Bits) -> int:
-    """Bytes of a row of ``dim`` numbers."""
-    wide = padded_dim(dim)
-    return {"fp32": 4 * wide, "int8": _HEADER + wide, "int4": _HEADER + wide // 2}[bits]
-
-
-def quantise(weights: torch.Tensor, bits: Bits) -> torch.Tensor:
-    """A table's rows as the kernel reads them: row-wise, asymmetric, rounded to the nearest code.
-
-    Args:
-        weights: float32 [rows, D].
-
-    Returns:
-        uint8 [rows, row_bytes]. The error of a number is at most half a code's width and the rounding of scale and bias
-        to half precision.
-    """
-    rows, dim = weights.shape
-    wide = torch.zeros(rows, padded_dim(dim))
-    wide[:, :dim] = weights
-    if bits == "fp32":
-        return wide.view(torch.uint8).reshape(rows, -1)
-    low, high = weights.aminmax(dim=1, keepdim=True)
-    bias = low.half()
-    scale = ((high - bias.float()).clamp_min(0) / _CODES[bits]).half()
-    # A scale of half precision that was rounded down would leave the largest number out of reach: one step up.
-    short = scale.float() * _CODES[bits] + bias.float() < high
-    scale = torch.where(short, torch.nextafter(scale, torch.full_like(scale, torch.inf)), scale)
-    step = scale.float().clamp_min(torch.finfo(torch.float32).tiny)
-    codes = ((wide - bias.float()) / step).round().clamp(0, _CODES[bits]).to(torch.uint8)
-    if bits == "int4":
-        codes = codes[:, 0::2] | (codes[:, 1::2] << 4)
-    return torch.cat([torch.cat([scale, bias], dim=1).view(torch.uint8), codes], dim=1)
-
-
-def dequantise(packed: torch.Tensor, dim: int, bits: Bits) -> torch.Tensor:
-    """What the kernel makes of :func:`quantise`'s rows: float32 [rows, D]. Plain operations, so that they export."""
-    if bits == "fp32":
-        return packed.contiguous().view(torch.float32)[..., :dim]
-    scale, bias = packed[..., :_HEADER].contiguous().view(torch.float16).float().split(1, dim=-1)
-    codes = packed[..., _HEADER:]
-    if bits == "int4":
-        codes = torch.stack([codes & 15, codes >> 4], dim=-1).flatten(-2)
-    return codes[..., :dim].float() * scale + bias
 
 
 @dataclass(frozen=True)
@@ -82,7 +32,7 @@ class Packed:
     Attributes:
         block: uint8 [bytes], the tables end to end.
         bits: how a row is kept.
-        dim: numbers of a row.
+        dim: numbers of a row; it is stored with its last repeated up to :func:`padded_dim`.
     """
 
     block: torch.Tensor
@@ -92,8 +42,15 @@ class Packed:
     @classmethod
     def of(cls, tables: Mapping[str, torch.Tensor], dim: int, bits: Bits) -> Packed:
         """Pack float tables [rows, D], in their order."""
-        parts = [quantise(w.detach().float(), bits).reshape(-1) for w in tables.values()]
+        wide = padded_dim(dim) - dim  # a number that is there already asks for no wider range of codes
+        parts = [quantise(torch.cat([w.detach(), w.detach()[:, -1:].expand(-1, wide)], dim=1), bits).flatten()
+                 for w in tables.values()]
         return cls(torch.cat(parts) if parts else torch.zeros(0, dtype=torch.uint8), bits, dim)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return row_bytes(self.bits, padded_dim(self.dim))
 
     def tables(self, tables: list[Table]) -> dict[str, torch.Tensor]:
         """Table name -> uint8 [rows, row_bytes], views of the block.
@@ -101,7 +58,7 @@ class Packed:
         Raises:
             RuntimeError: the block is not as long as the tables ask for.
         """
-        width, at, found = row_bytes(self.dim, self.bits), 0, {}
+        width, at, found = self.row_bytes, 0, {}
         if len(self.block) != (need := sum(t.rows for t in tables) * width):
             raise RuntimeError(f"tables of {len(self.block)} bytes, expected {need}")
         for table in tables:
@@ -109,53 +66,66 @@ class Packed:
             at += table.rows * width
         return found
 
+    def decoded(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows uint8 [..., row_bytes] as float32 [..., dim]."""
+        return dequantise(rows, self.bits)[..., : self.dim]
+
 
 class QuantisedEmbeddings(Embeddings):
-    """Looks packed tables up on the CPU; cannot be trained. Sums where no bag holds more than one row, else means.
+    """Looks packed tables up; cannot be trained. Sums where no bag holds more than one row, else means.
 
     Args:
         tables: as the ranker was built with; their features in that order are the output's.
-        packed: the tables' rows.
+        packed: the tables' rows, on the device that looks them up.
         output: dtype of the looked-up vectors.
+        kernels: ``ModelConfig.kernels``.
     """
 
-    def __init__(self, tables: list[Table], packed: Packed, output: torch.dtype = torch.float32) -> None:
+    def __init__(self, tables: list[Table], packed: Packed, output: torch.dtype = torch.float32,
+                 kernels: Kernels = "auto") -> None:
         super().__init__(tables, packed.dim)
-        self.packed = packed
+        self.packed, self.output, self.kernels = packed, output, kernels
         self._features = [f for t in tables for f in t.features]
-        wide, places = padded_dim(packed.dim), {t.name: i for i, t in enumerate(tables)}
-        of_feature = [places[t.name] for t in tables for _ in t.features]
-        starts = [0]
-        for name, rows in packed.tables(tables).items():
-            assert name in places
-            starts.append(starts[-1] + rows.numel())
-        kind = _TYPES[packed.bits]
-        f = len(self._features)
-        self._wide, self._arguments = wide, {
-            "uvm_weights": torch.zeros(0, dtype=torch.uint8),
-            "weights_placements": torch.full((f,), EmbeddingLocation.HOST.value, dtype=torch.int32),
-            "weights_offsets": torch.tensor([starts[i] for i in of_feature], dtype=torch.int64),
-            "weights_tys": torch.full((f,), kind.as_int(), dtype=torch.uint8),
-            "D_offsets": torch.arange(f + 1, dtype=torch.int32) * wide, "total_D": f * wide,
-            "max_int2_D": 0, "max_int4_D": wide if packed.bits == "int4" else 0,
-            "max_int8_D": wide if packed.bits == "int8" else 0, "max_float16_D": 0,
-            "max_float32_D": wide if packed.bits == "fp32" else 0,
-            "pooling_mode": int((PoolingMode.MEAN if any(t.lists for t in tables) else PoolingMode.SUM).value),
-            "output_dtype": {torch.float32: SparseType.FP32, torch.bfloat16: SparseType.BF16}[output].as_int(),
-            "row_alignment": 1, "indice_weights": None, "lxu_cache_weights": None, "lxu_cache_locations": None,
-            "max_float8_D": 0, "fp8_exponent_bits": -1, "fp8_exponent_bias": -1,
-        }
+        self._mean = any(t.lists for t in tables)
+        device, first, starts = packed.block.device, 0, []
+        for table in packed.tables(tables):
+            starts.append(first)
+            first += next(t.rows for t in tables if t.name == table)
+        self._matrix = packed.block.view(-1, packed.row_bytes)
+        self._first_row = torch.tensor([n for n, t in zip(starts, tables, strict=True) for _ in t.features],
+                                       dtype=torch.int64, device=device)
+
+    @property
+    def as_matrix(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """float32 [R, D] and each feature's first row int64 [F], where every bag is one row of plain numbers: what
+        :func:`recsys.kernels.lookup_interaction.lookup_interaction` takes."""
+        if self.packed.bits != "fp32" or self._mean or padded_dim(self.dim) != self.dim:
+            return None
+        return self._matrix.view(torch.float32), self._first_row
+
+    def ids(self, sparse: KeyedJaggedTensor) -> torch.Tensor:
+        """[F, B], where every bag is one row."""
+        return self._in_order(sparse).values().view(len(self._features), -1)
 
     def forward(self, sparse: KeyedJaggedTensor) -> torch.Tensor:
         """See :class:`Embeddings`."""
+        return self.joined(sparse, [])
+
+    def joined(self, sparse: KeyedJaggedTensor, others: Sequence[torch.Tensor]) -> torch.Tensor:
+        """See :class:`Embeddings`; one call writes all of it, where rows are stored as wide as they are."""
+        sparse, wide = self._in_order(sparse), padded_dim(self.dim)
+        apart = wide != self.dim or any(x.dtype != self.output for x in others)
+        beside = torch.empty(sparse.stride(), 0, wide, dtype=self.output, device=self._matrix.device)
+        if others and not apart:
+            beside = others[0] if len(others) == 1 else torch.cat(list(others), dim=1)
+        found = quantised_bags(self._matrix, self.packed.bits, sparse.values(), sparse.offsets(), self._first_row,
+                               beside, mean=self._mean, kernels=self.kernels)[..., : self.dim]
+        return torch.cat([found, *others], dim=1) if others and apart else found
+
+    def _in_order(self, sparse: KeyedJaggedTensor) -> KeyedJaggedTensor:
         keys = sparse.keys()
-        if keys != self._features:
-            sparse = sparse.permute([keys.index(f) for f in self._features])
-        found = torch.ops.fbgemm.int_nbit_split_embedding_codegen_lookup_function(
-            dev_weights=self.packed.block, indices=sparse.values().int(), offsets=sparse.offsets().int(),
-            **self._arguments)
-        return found.view(found.shape[0], len(self._features), self._wide)[..., : self.dim]
+        return sparse if keys == self._features else sparse.permute([keys.index(f) for f in self._features])
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Dequantised tables, copies."""
-        return {n: dequantise(rows, self.dim, self.packed.bits) for n, rows in self.packed.tables(self.tables).items()}
+        return {n: self.packed.decoded(rows) for n, rows in self.packed.tables(self.tables).items()}

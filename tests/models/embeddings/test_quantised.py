@@ -5,7 +5,7 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.models.embeddings import Table
-from recsys.models.embeddings.quantised import Packed, QuantisedEmbeddings, dequantise, quantise, row_bytes
+from recsys.models.embeddings.quantised import Packed, QuantisedEmbeddings
 
 TABLES = [Table("ad", 50, ("ad", "history")), Table("site", 7, ("site",))]
 
@@ -16,9 +16,10 @@ def test_rows_are_off_by_half_a_code_at_most(dim: int, bits: str, codes: int) ->
     torch.manual_seed(0)
     weights = torch.cat([torch.randn(40, dim), torch.zeros(1, dim), torch.full((1, dim), 0.3), torch.randn(1, dim) * 50,
                          torch.randn(3, dim) * 1e-7])
-    packed = quantise(weights, bits)  # type: ignore[arg-type]
-    assert packed.shape == (46, row_bytes(dim, bits))  # type: ignore[arg-type]
-    error = (dequantise(packed, dim, bits) - weights).abs()  # type: ignore[arg-type]
+    packed = Packed.of({"ad": weights}, dim, bits)  # type: ignore[arg-type]
+    rows = packed.tables([Table("ad", 46, ("ad",))])["ad"]
+    assert rows.shape == (46, packed.row_bytes)
+    error = (packed.decoded(rows) - weights).abs()
     if not codes:
         assert not error.any()
         return
@@ -27,15 +28,19 @@ def test_rows_are_off_by_half_a_code_at_most(dim: int, bits: str, codes: int) ->
     assert (error <= 0.5 * span / codes + 1e-3 * weights.abs().max(1).values[:, None] + 0.002 * span + 1e-6).all()
 
 
+def _sparse() -> KeyedJaggedTensor:
+    return KeyedJaggedTensor(  # in another order than the tables' features
+        keys=["ad", "site", "history"], stride=3, values=torch.tensor([1, 2, 0, 3, 4, 49, 6, 6], dtype=torch.int32),
+        lengths=torch.tensor([1, 1, 0, 1, 1, 1, 3, 0, 0], dtype=torch.int32))
+
+
 @pytest.mark.parametrize("bits", ["int8", "int4", "fp32"])
 def test_lookup_is_the_mean_of_dequantised_rows(bits: str) -> None:
     torch.manual_seed(0)
     packed = Packed.of({"ad": torch.randn(50, 6), "site": torch.randn(7, 6)}, 6, bits)  # type: ignore[arg-type]
     tables = QuantisedEmbeddings(TABLES, packed)
     ad, site = tables.weights().values()
-    sparse = KeyedJaggedTensor(  # in another order than the tables' features
-        keys=["ad", "site", "history"], stride=3, values=torch.tensor([1, 2, 0, 3, 4, 49, 6, 6], dtype=torch.int32),
-        lengths=torch.tensor([1, 1, 0, 1, 1, 1, 3, 0, 0], dtype=torch.int32))
+    sparse = _sparse()
     want = torch.zeros(3, 3, 6)
     want[0, 0], want[1, 0], want[0, 1] = ad[1], ad[2], (ad[49] + 2 * ad[6]) / 3
     want[:, 2] = site[[0, 3, 4]]
@@ -43,6 +48,23 @@ def test_lookup_is_the_mean_of_dequantised_rows(bits: str) -> None:
     narrow = QuantisedEmbeddings(TABLES, packed, torch.bfloat16)(sparse)
     assert narrow.dtype == torch.bfloat16
     torch.testing.assert_close(narrow.float(), want, atol=0.02, rtol=0.01)
+
+
+@pytest.mark.parametrize("kernels", ["auto", "reference", "triton"])
+@pytest.mark.parametrize("dim", [8, 6])
+@pytest.mark.parametrize("bits", ["int8", "fp32"])
+def test_other_vectors_stand_behind(bits: str, dim: int, kernels: str) -> None:
+    """Whether one call writes all of it (rows as wide as they are stored) or not, and in which dtype."""
+    torch.manual_seed(0)
+    packed = Packed.of({"ad": torch.randn(50, dim), "site": torch.randn(7, dim)}, dim, bits)  # type: ignore[arg-type]
+    sparse, others = _sparse(), [torch.randn(3, 1, dim), torch.randn(3, 2, dim)]
+    plain = QuantisedEmbeddings(TABLES, packed, kernels="reference")(sparse)
+    found = QuantisedEmbeddings(TABLES, packed, kernels=kernels).joined(sparse, others)  # type: ignore[arg-type]
+    torch.testing.assert_close(found, torch.cat([plain, *others], dim=1))
+    narrow = QuantisedEmbeddings(TABLES, packed, torch.bfloat16, kernels)  # type: ignore[arg-type]
+    narrowed = narrow.joined(sparse, [x.bfloat16() for x in others])
+    assert narrowed.dtype == torch.bfloat16
+    torch.testing.assert_close(narrowed.float(), found, atol=0.03, rtol=0.01)
 
 
 def test_a_block_of_another_length_is_refused() -> None:
