@@ -61,7 +61,8 @@ def export(
     precision: Annotated[str, typer.Option(help="bfloat16 or float32: of matrix products, on processors that have "
                                                 "bfloat16.")] = "bfloat16",
     calibration: Annotated[str, typer.Option(help="none, platt or isotonic: fitted on valid.parquet.")] = "none",
-    index: Annotated[Path | None, typer.Option(help="Index (recsys index) that the model is served with.")] = None,
+    index: Annotated[Path | None, typer.Option(help="Index (recsys index) that the model is served with; one of other "
+                                                          "ads, or of other content, is refused.")] = None,
     program: Annotated[bool, typer.Option(help="Also write scorer.pt2, a torch.export program.")] = True,
     rows: Annotated[int, typer.Option(min=1, help="Held-out rows at most.")] = 100_000,
     max_dp: Annotated[float, typer.Option(min=0, help="Refuse beyond this largest difference of a "

@@ -34,6 +34,7 @@ from recsys.models.calibration import Calibration, Kind
 from recsys.models.folder import SPEC, WEIGHTS
 from recsys.models.scoring import Scoring
 from recsys.retrieval.versions import served_manifest
+from recsys.serving.index_fit import check_index
 from recsys.serving.protocol import HEAD_COLUMNS
 from recsys.serving.scorer import Scorer
 from recsys.stage import Stage, run_stage, sha256_file, write_atomic, write_json
@@ -100,7 +101,8 @@ def export_bundle(model: str | Path, out: str | Path, *, data: str | Path, scori
             none.
         scoring: how tables are kept and products made.
         calibration: fitted on the first half of valid.parquet's rows and measured on the second; never on test rows.
-        index: folder of ``recsys index`` whose served version belongs to this model.
+        index: folder of ``recsys index`` whose served version belongs to this model
+            (:func:`recsys.serving.index_fit.check_index`).
         program: also write scorer.pt2.
         bounds: what is still called equal.
         rows: held-out rows at most.
@@ -109,7 +111,8 @@ def export_bundle(model: str | Path, out: str | Path, *, data: str | Path, scori
         The manifest; ``facts`` has the checksums, the differences found and the calibration's effect.
 
     Raises:
-        InputError: no model folder or whole checkpoint, no held-out rows, a calibration without valid.parquet.
+        InputError: no model folder or whole checkpoint, no held-out rows, a calibration without valid.parquet, an index
+            of other ads or other content.
         Refused: the scores differ by more than the bounds; nothing is written.
     """
     model, data = Path(model), Path(data)
@@ -118,16 +121,17 @@ def export_bundle(model: str | Path, out: str | Path, *, data: str | Path, scori
     if calibration != "none" and part == "test":
         raise InputError("no rows to calibrate on", file=data / "valid.parquet", expected="held-out rows that are not "
                          "the test part, or --calibration none")
-    about, source = None if index is None else served_manifest(index), _source(model)
+    source = _source(model)
     config = {"scoring": scoring.to_json(), "calibration": calibration, "program": program, "bounds": asdict(bounds),
-              "rows": rows, "index": None if about is None else about["key"]}
+              "rows": rows, "index": None if index is None else served_manifest(index)["key"]}
 
     def build(stage: Stage) -> None:
+        about = None if index is None else check_index(index, source.trained)
         held_out = _read(data, part, source, rows)
         _write(stage, source, held_out, scoring, calibration, bounds)
         facts = stage.facts
         facts["checkpoints"] = source.checkpoints
-        facts["index"] = None if about is None else {"key": about["key"], "config": about["config"]}
+        facts["index"] = about
         facts["part"] = part
         _describe(stage, held_out, program, facts, data)
         facts["files"] = {p.name: sha256_file(p) for p in sorted(stage.folder.iterdir())}
