@@ -38,7 +38,7 @@ class Counted(NamedTuple):
     sums: torch.Tensor
     """float32 [H, 4]: loss, trials, successes and predictions, each times the rows' weights."""
     histogram: torch.Tensor
-    """float32 [H, bins, 2]: successes and failures by bin of the log odds."""
+    """float32 [H, bins, 2]: successes and failures by bin of the log odds; NaN is in the first."""
 
 
 def binomial_loss_reference(logits: torch.Tensor, trials: torch.Tensor, successes: torch.Tensor, weight: torch.Tensor,
@@ -53,7 +53,7 @@ def binomial_loss_reference(logits: torch.Tensor, trials: torch.Tensor, successe
         heads = logits.shape[1]
         histogram = z.new_zeros((heads * bins, 2))
         if bins:
-            place = ((z + REACH) * (bins / (2 * REACH))).clamp(0, bins - 1).long()
+            place = ((z + REACH) * (bins / (2 * REACH))).clamp(0, bins - 1).nan_to_num(0.0).long()
             place += torch.arange(heads, device=z.device) * bins
             histogram.index_add_(0, place.flatten(), torch.stack([s, t - s], dim=2).flatten(0, 1))
     return Counted(loss, sums, histogram.view(heads, bins, 2))

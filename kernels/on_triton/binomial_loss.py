@@ -32,8 +32,8 @@ def _forward(logits, trials, successes, weight, slope, histogram, parts, B, H, l
     tl.store(at + 2, tl.sum(s, axis=0))
     tl.store(at + 3, tl.sum(t * p, axis=0))
     if BINS > 0:
-        # Clamped as floats: a logit beyond what an integer holds belongs to the last bin as well.
-        place = tl.minimum(tl.maximum((z - low) * scale, 0.0), BINS - 1.0).to(tl.int64)
+        # Clamped as floats: a logit beyond what an integer holds belongs to the last bin as well; NaN, to the first.
+        place = tl.minimum(tl.maximum((tl.where(z == z, z, low) - low) * scale, 0.0), BINS - 1.0).to(tl.int64)
         cell = histogram + (head * BINS + place) * 2
         tl.atomic_add(cell, s, mask=mask & (s != 0), sem="relaxed")
         tl.atomic_add(cell + 1, t - s, mask=mask & (t != s), sem="relaxed")

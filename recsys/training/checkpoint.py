@@ -170,7 +170,8 @@ class Checkpoints:
         """Take over weights, both optimizers' states and this rank's random state, in place.
 
         Returns:
-            This rank's part of the epoch's sums of loss and trials, float64 [2], on the CPU.
+            This rank's part of the loop's sums, float64, on the CPU: all of them (:meth:`save`), or, where there are
+            other ranks than there were, loss and trials alone.
         """
         reader = SafetensorsReader(found.folder, found.manifest)
         moments = reader.empty("dense_state.")
@@ -209,7 +210,7 @@ class Checkpoints:
         Called by all ranks at the same step; what the manifest says is the first rank's ``state``.
 
         Args:
-            sums: this rank's part of the epoch's sums of loss and trials, float64 [2].
+            sums: this rank's part of the loop's sums, float64: the epoch's loss and trials, then whatever else.
         """
         self.wait()
         plan = [] if model.embeddings is None else model.embeddings.plan()

@@ -3,8 +3,10 @@
 ``train.jsonl`` holds one JSON object a line, of two kinds:
 
 * ``step``: member, epoch, step, samples, loss (nats a trial, mean since the line before), ne (that loss over the
-  entropy of the training base rate), sparse_lr, dense_lr, samples_per_second, input_stall_share; and the running sums
-  that the next line's means are taken against (``sums``: loss and trials of the epoch, seconds, seconds stalled);
+  entropy of the training base rate), auc (by head, of the rows since the line before, each scored before it was
+  learnt from: in the first epoch a validation on every row, Blum et al. 1999, "Beating the hold-out"; bins of 0.0024
+  of log odds), sparse_lr, dense_lr, samples_per_second, input_stall_share; and the running sums that the next line's
+  means are taken against (``sums``: loss and trials of the epoch, seconds, seconds stalled);
 * ``evaluation``: member, epoch, step, part and, by head, the metrics of :mod:`recsys.training.metrics`.
 
 A run that was killed goes on from a checkpoint that may be older than the last line. :meth:`Journal.member` cuts what
@@ -127,7 +129,7 @@ class Journal:
             self._bar.advance(self._task, rows)
 
     def step(self, *, epoch: int, step: int, samples: int, loss: float, trials: float, sparse_lr: float,
-             dense_lr: float, seconds: float, stalled: float) -> None:
+             dense_lr: float, seconds: float, stalled: float, auc: Mapping[str, float] | None = None) -> None:
         """Write a line after ``step`` steps, counted over all epochs; the loop asks for it every ``log_steps``
         steps and at an epoch's end, for only then need the sums be read from the device.
 
@@ -137,6 +139,7 @@ class Journal:
             loss, trials: sums of this epoch so far, over all ranks; a new epoch starts at 0.
             sparse_lr, dense_lr: in force at the step.
             seconds, stalled: this member's training time so far, and how much of it waited for input.
+            auc: by head, of the rows since the last line; heads without both successes and failures are left out.
         """
         self._done = samples
         if not self._enabled:
@@ -151,17 +154,19 @@ class Journal:
         ne = mean / self._entropy if mean is not None and self._entropy else None
         clock = max(delta["seconds"], 1e-9)
         line = {"kind": "step", "member": self._member, "epoch": epoch, "step": step, "samples": samples,
-                "loss": mean, "ne": ne, "sparse_lr": sparse_lr, "dense_lr": dense_lr,
+                "loss": mean, "ne": ne, "auc": dict(auc or {}), "sparse_lr": sparse_lr, "dense_lr": dense_lr,
                 "samples_per_second": (samples - last.get("samples", 0)) / clock,
                 "input_stall_share": min(max(delta["stalled"] / clock, 0.0), 1.0), "sums": sums}
         if not self._write(line):
             return
         self._last = line
-        self._scalars({"train/loss": mean, "train/ne": ne, "lr/sparse": sparse_lr, "lr/dense": dense_lr,
+        self._scalars({"train/loss": mean, "train/ne": ne, **{f"train/auc/{n}": v for n, v in line["auc"].items()},
+                       "lr/sparse": sparse_lr, "lr/dense": dense_lr,
                        "speed/samples_per_second": line["samples_per_second"],
                        "speed/input_stall_share": line["input_stall_share"]}, step)
         if self._bar is not None and mean is not None:
             info = f"loss {mean:.5f}" + ("" if ne is None else f", NE {ne:.5f}")
+            info += "".join(f", AUC {v:.4f}" for v in list(line["auc"].values())[:1])
             self._bar.update(self._task, completed=samples, info=info)
 
     def evaluation(self, *, epoch: int, step: int, heads: Mapping[str, Metrics], part: str = "validation") -> None:

@@ -17,8 +17,9 @@ from recsys.log import log
 from recsys.models.trained import Trained
 from recsys.training.checkpoint import Checkpoints, Found, TrainState
 from recsys.training.journal import Journal
+from recsys.training.metrics import auc_and_bound
 from recsys.training.schedules import Schedules
-from recsys.training.step import Stepper
+from recsys.training.step import BINS, Stepper
 from recsys.training.stop import StopRequest
 from recsys.training.world import World
 
@@ -66,11 +67,15 @@ class TrainingRun:
         self.state = state
         device = next(self.model.parameters()).device
         # Sums stay on the device and are read now and then: reading them every step would make a GPU wait.
-        self._sums = torch.zeros(2, dtype=torch.float64, device=device)
+        # Loss and trials of the epoch, then successes and failures by head and bin since the journal's last line.
+        heads = len(self.model.head_names)
+        self._sums = torch.zeros(2 + heads * BINS * 2, dtype=torch.float64, device=device)
+        self._histogram = self._sums[2:].view(heads, BINS, 2)
         self._schedules = Schedules(self.config, self.config.epochs * self.loader.batches, self.optimizer,
                                     self.model.embeddings)
         if found is not None:
-            self._sums.copy_(self.checkpoints.restore(found, self.model, self.optimizer))
+            sums = self.checkpoints.restore(found, self.model, self.optimizer)
+            self._sums[: len(sums)].copy_(sums)
             log.info("goes on from %s", found.folder)
         self._schedules.set(self.state.step)
         try:
@@ -88,12 +93,14 @@ class TrainingRun:
         self._saved = self._clock = time.perf_counter()
         self._rows = 0
         with self.loader.epoch(state.epoch, state.batch) as self._batches:
-            for loss, trials, rows in self.stepper.run(self._batches):
-                self._sums += torch.stack([loss, trials])
-                self._rows += rows
+            for made in self.stepper.run(self._batches):
+                self._sums[:2] += torch.stack([made.loss, made.trials])
+                if made.histogram is not None:
+                    self._histogram += made.histogram
+                self._rows += made.rows
                 state.batch += 1
                 state.step += 1
-                self.journal.advance(rows)
+                self.journal.advance(made.rows)
                 if state.step % config.log_steps == 0:
                     self._tell()
                 last = state.batch == self.loader.batches
@@ -179,7 +186,8 @@ class TrainingRun:
         """Bring the state's sums and clocks up to the last step; all ranks together."""
         state = self.state
         loss, trials, rows, stalled = self.world.all_reduce_sum(
-            np.array([*self._sums.tolist(), self._rows, self._batches.stalled / self.world.size], np.float64)).tolist()
+            np.array([*self._sums[:2].tolist(), self._rows, self._batches.stalled / self.world.size],
+                     np.float64)).tolist()
         if not np.isfinite(loss):
             raise RecsysError(f"training diverged in epoch {state.epoch}: the loss is not finite; lower "
                               f"training.dense_lr ({self.config.dense_lr}) or training.sparse_lr "
@@ -191,9 +199,12 @@ class TrainingRun:
 
     def _tell(self) -> None:
         self._settle()
-        state = self.state
+        state, histogram = self.state, self.world.all_reduce_sum(self._histogram.cpu().numpy())
+        self._histogram.zero_()
+        auc = {name: auc_and_bound(hits, misses)[0] for name, (hits, misses)
+               in zip(self.model.head_names, np.moveaxis(histogram, 2, 1), strict=True) if hits.any() and misses.any()}
         self.journal.step(epoch=state.epoch, step=state.step, samples=state.samples, loss=state.loss,
-                          trials=state.trials, seconds=state.seconds, stalled=state.stalled,
+                          trials=state.trials, seconds=state.seconds, stalled=state.stalled, auc=auc,
                           **self._schedules.rates())
 
     def _save(self) -> None:

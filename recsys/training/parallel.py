@@ -67,12 +67,12 @@ class _Loss(nn.Module):
         adding = dist.all_reduce(total, async_op=True) if world.size > 1 else None
         with autocast(self._precision, world.device):
             logits = self._rank[0](looked_up, batch)
-        loss, trials = binomial_loss(logits.float(), batch, self._kernels)
+        loss, trials, histogram = binomial_loss(logits.float(), batch, self._kernels)
         if adding is not None:
             adding.wait()
         # All gradients are averaged over ranks (TorchRec divides the tables'), so times their number: what is minimised
         # is the loss of all ranks by the trials of all ranks, as if one rank had the whole batch.
-        return world.size * loss / total.clamp_min(1e-12), (loss.detach(), trials, flight.rows)
+        return world.size * loss / total.clamp_min(1e-12), Step(loss.detach(), trials, flight.rows, histogram)
 
 
 class _Model(nn.Module):

@@ -104,7 +104,8 @@ def _train(stage: Stage, split_dir: Path, config: RetrieverConfig, seed: int, co
                  tensorboard=training.tensorboard) as journal:
         journal.member(0, state.step, state.samples)
         validate = None if data.validation is None else partial(_validate, model, loss, data)
-        run = TrainingRun(model, optimizer, PlainStepper(model, optimizer, training, loss), loader, validate, training,
+        stepper = PlainStepper(model, optimizer, training, lambda *given: (*loss(*given), None))
+        run = TrainingRun(model, optimizer, stepper, loader, validate, training,
                           checkpoints, journal, world)
         state = run.train(state, found)
     save_bundle(stage.folder, [model], data.encoder, config, name, matrix, transform,

@@ -24,7 +24,8 @@ def _run(journal: Journal, member: int, start: int, stop: int) -> None:
         journal.advance(8)
         if step % 4 == 0 or of_epoch == EPOCH:
             journal.step(epoch=epoch, step=step, samples=step * 8, loss=4.0 * of_epoch + epoch, trials=8.0 * of_epoch,
-                         sparse_lr=0.05, dense_lr=0.001 * step, seconds=2.0 * step, stalled=0.5 * step)
+                         sparse_lr=0.05, dense_lr=0.001 * step, seconds=2.0 * step, stalled=0.5 * step,
+                         auc={"click": 0.5 + step / 100} if step > 4 else {})
         if of_epoch == EPOCH:
             journal.evaluation(epoch=epoch, step=step, heads={"click": {"log_loss": 0.5 - epoch / 10, "auc": None}})
 
@@ -46,6 +47,7 @@ def test_lines_hold_means_between_lines(tmp_path: Path) -> None:
     assert [line["step"] for line in steps] == [4, 8, 10, 12, 16, 20]
     assert steps[1]["loss"] == pytest.approx(0.5)
     assert steps[1]["ne"] == pytest.approx(1.0)
+    assert [line["auc"] for line in steps[:2]] == [{}, {"click": pytest.approx(0.58)}]
     assert steps[3]["loss"] == pytest.approx((4.0 * 2 + 1) / 16)  # a new epoch's sums begin at 0
     assert steps[1]["samples_per_second"] == pytest.approx(4.0)
     assert steps[1]["input_stall_share"] == pytest.approx(0.25)

@@ -44,7 +44,7 @@ def _losses(kernels: str, kind: str, steps: int, history: str) -> np.ndarray:
     model = toy.ranker(content=False, kind=kind, kernels=kernels, history=history, history_length=LENGTH, tables=TABLES)
     settings = TrainingConfig(dense_lr=0.01)
     stepper = PlainStepper(model, make_optimizer(model, settings), settings)
-    return np.array([float(loss / trials) for loss, trials, _ in stepper.run(iter(_batches(steps)))])
+    return np.array([float(loss / trials) for loss, trials, *_ in stepper.run(iter(_batches(steps)))])
 
 
 @pytest.mark.parametrize(("kind", "steps", "history"), [

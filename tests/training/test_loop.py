@@ -14,15 +14,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from recsys.config import ModelConfig, TrainingConfig
 from recsys.errors import RecsysError, Stopped
+from recsys.features.batches import Batch
 from recsys.training import checkpoint_storage
+from recsys.training import step as steps
 from recsys.training.checkpoint import Checkpoints
 from recsys.training.journal import Journal, read_journal
-from recsys.training.step import PlainStepper
+from recsys.training.step import PlainStepper, binomial_loss
 from recsys.training.trainer import train_model
 from tests.processes import live_glob
 from tests.training.toy import toy_split
@@ -147,6 +151,41 @@ def test_sigterm_finishes_the_step_saves_and_the_same_call_goes_on(
     assert saved.parent.name == "epoch-0000-batch-000000005"
     assert _same(train_model(split, MODEL, training, tmp_path / "out"), whole)
     assert _steps(tmp_path / "out", "step", "loss", "sparse_lr") == _steps(whole[0], "step", "loss", "sparse_lr")
+
+
+def test_a_lines_auc_is_that_of_its_rows_also_after_a_stop_between_two_lines(
+        split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row is scored before it is learnt from; a checkpoint keeps what the next line has gathered so far."""
+    logits: list[np.ndarray] = []
+    clicks: list[np.ndarray] = []
+
+    def kept(z: torch.Tensor, batch: Batch, kernels: str) -> tuple[torch.Tensor, ...]:
+        logits.append(z.detach().numpy()[:, 0].copy())
+        clicks.append(batch.successes.numpy()[:, 0].copy())
+        return binomial_loss(z, batch, kernels)
+
+    monkeypatch.setattr(steps, "binomial_loss", kept)
+    train_model(split, MODEL, _config(epochs=1, log_steps=4, batch_size=32), tmp_path / "whole")
+    lines = _steps(tmp_path / "whole", "step", "auc")
+    assert len(lines) > 2
+    for (_, auc), first, last in zip(lines, [0, *(n for n, _ in lines)], [n for n, _ in lines], strict=False):
+        exact = roc_auc_score(np.concatenate(clicks[first:last]), np.concatenate(logits[first:last]))
+        assert auc["click"] == pytest.approx(exact, abs=5e-3)
+    real, calls = PlainStepper.run, []
+
+    def interrupted(self: PlainStepper, batches: Iterator) -> Iterator:
+        for made in real(self, batches):
+            yield made
+            calls.append(1)
+            if len(calls) == 6:  # two steps after a line
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(PlainStepper, "run", interrupted)
+    stopped = _config(epochs=1, log_steps=4, batch_size=32, checkpoint_seconds=0)
+    with pytest.raises(KeyboardInterrupt):
+        train_model(split, MODEL, stopped, tmp_path / "again")
+    train_model(split, MODEL, stopped, tmp_path / "again")
+    assert _steps(tmp_path / "again", "step", "auc") == lines
 
 
 def test_the_command_line_says_one_line_and_exits_with_143(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,

@@ -67,7 +67,7 @@ def _plain(clip_norm: float | None = None, epochs: int = 3) -> tuple[dict[str, t
     optimizer = make_optimizer(model, config)
     stepper, losses = PlainStepper(model, optimizer, config), []
     for epoch in range(epochs):
-        losses += [float(loss / trials) for loss, trials, _ in stepper.run(_batches(world, epoch))]
+        losses += [float(loss / trials) for loss, trials, *_ in stepper.run(_batches(world, epoch))]
     return _weights(model), losses
 
 
@@ -96,14 +96,14 @@ def _runs(world: World) -> dict[str, Any]:
             first = [next(steps), next(steps)]
             steps.close()
             found["between epochs"] = model(padded(next(_batches(world, 9)), 16)).shape
-            losses = [world.all_reduce_sum(torch.stack([loss, trials])).tolist() for loss, trials, _ in first]
-            for loss, trials, _ in stepper.run(_batches(world, 0, 2)):
+            losses = [world.all_reduce_sum(torch.stack([loss, trials])).tolist() for loss, trials, *_ in first]
+            for loss, trials, *_ in stepper.run(_batches(world, 0, 2)):
                 losses.append(world.all_reduce_sum(torch.stack([loss, trials])).tolist())
             found[name] = {"losses": [a / b for a, b in losses], "weights": _weights(model)}
             continue
         for epoch in range(3):
             count = 0
-            for loss, trials, n in stepper.run(_batches(world, epoch)):
+            for loss, trials, n, _ in stepper.run(_batches(world, epoch)):
                 total = world.all_reduce_sum(torch.stack([loss, trials]))
                 losses.append(float(total[0] / total[1]))
                 rows, count = rows + n, count + 1

@@ -33,16 +33,17 @@ def _train(batches: list[Batch], **config: object) -> tuple[torch.nn.Module, lis
     model = ranker()
     settings = TrainingConfig(**{"dense_lr": 0.01, **config})
     stepper = PlainStepper(model, make_optimizer(model, settings), settings)
-    return model, [float(loss / trials) for loss, trials, _ in stepper.run(iter(batches))]
+    return model, [float(loss / trials) for loss, trials, *_ in stepper.run(iter(batches))]
 
 
 def test_loss_is_the_binomial_likelihood_over_the_weighted_trials() -> None:
     batch = _batches(1)[0]
     z = torch.randn(ROWS, 1)
-    loss, trials = binomial_loss(z, batch)
+    loss, trials, histogram = binomial_loss(z, batch)
     expected = torch.nn.functional.binary_cross_entropy_with_logits(z, batch.successes, reduction="sum")
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)
     assert float(trials) == ROWS
+    assert histogram.sum((0, 1)).tolist() == [float(batch.successes.sum()), ROWS - float(batch.successes.sum())]
 
 
 def test_a_step_a_batch_and_every_loss_is_told() -> None:
@@ -50,7 +51,7 @@ def test_a_step_a_batch_and_every_loss_is_told() -> None:
     torch.manual_seed(1)
     model = ranker()
     steps = list(PlainStepper(model, make_optimizer(model, TrainingConfig()), TrainingConfig()).run(iter(batches)))
-    assert [rows for *_, rows in steps] == [ROWS] * 7
+    assert [step.rows for step in steps] == [ROWS] * 7
     assert not any(loss.requires_grad for loss, *_ in steps)
     assert list(PlainStepper(model, make_optimizer(model, TrainingConfig()), TrainingConfig()).run(iter([]))) == []
 
