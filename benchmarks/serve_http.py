@@ -92,7 +92,7 @@ def json_request(table: Any) -> bytes:
 
 
 def _http(path: str, body: bytes, headers: str) -> bytes:
-    return f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n{headers}\r\n".encode() + body
+    return f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n{headers}\r\n".encode() + body
 
 
 @contextmanager

@@ -106,6 +106,12 @@ def serve(
                                                         "together.")] = 2048,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds after which a request that waits is dropped, where "
                                                            "it has no Timeout-Ms.")] = 1.0,
+    connections: Annotated[int, typer.Option(min=1, help="Most open connections, in each; for one more, the one that "
+                                                         "has waited longest for a request is closed.")] = 512,
+    head_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds in which a request's headers must have "
+                                                              "come.")] = 10.0,
+    body_memory: Annotated[int, typer.Option(min=8, help="Most MiB of bodies that are on their way or not answered "
+                                                         "yet, in each; the next is a 503.")] = 64,
     drain: Annotated[float, typer.Option(min=0, help="Seconds from SIGTERM, when the service says that it is not "
                                                      "ready, until it takes no more connections.")] = 0.0,
     access_log: Annotated[bool, typer.Option(help="One JSON object a request on standard output.")] = True,
@@ -117,7 +123,8 @@ def serve(
     from recsys.serving.http import Limits, ServeOptions, Settings
     from recsys.serving.http import serve as run
 
-    settings = Settings(token=token, timeout=timeout, limits=Limits(requests=queue, delay=delay, batch_rows=batch_rows))
+    settings = Settings(token=token, connections=connections, head_timeout=head_timeout, max_bodies=body_memory << 20,
+                        timeout=timeout, limits=Limits(requests=queue, delay=delay, batch_rows=batch_rows))
     run(ServeOptions(_models(model), host, port, workers=workers, device=device, drain=drain, access_log=access_log,
                      ranking=ranking, settings=settings))
 

@@ -1,40 +1,158 @@
-"""uvicorn's connection with a bound on what comes before and after a body.
+"""uvicorn's connections, with bounds on what anybody may do before he is asked for a token.
 
-uvicorn keeps headers, URL and trailers of any size in memory, and does so before anybody could ask for a token.
+uvicorn takes any number of connections and of pipelined requests, keeps headers, URL and trailers of any size, and
+waits for ever for a head to come and for an answer to be taken.
 """
 
 from __future__ import annotations
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from asyncio import AbstractEventLoop, TimerHandle, Transport
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from recsys.serving.http.routes import FULL
 
 MOST_HEAD = 64 << 10
+MOST_HEADERS = 128
+MOST_PIPELINED = 32
+_TAKE = 30.0  # seconds in which a client must take what it is sent
+
+
+class Connections:
+    """The connections of a process; for uvicorn, what makes them.
+
+    Where there are too many, the one that has waited longest for a request makes room, and those that never had one
+    before those that did: whoever opens connections and says nothing on them only drives out himself. Where all have
+    a request under way, what comes on a further one is a 503, unless it needs no token (health).
+
+    Args:
+        most: connections.
+        head_timeout: seconds in which a request's head must have come, from when the connection was opened or, on one
+            that was kept, from its first byte.
+        closed: called with why a connection was closed that its client had left open: room, head, answer.
+    """
+
+    def __init__(self, most: int, head_timeout: float, closed: Callable[[str], None]) -> None:
+        self.most, self.head_timeout, self.closed = most, head_timeout, closed
+        self._open: set[Connection] = set()
+        self._new: OrderedDict[Connection, None] = OrderedDict()
+        self._kept: OrderedDict[Connection, None] = OrderedDict()
+
+    def __call__(self, config: Config, server_state: ServerState, app_state: dict[str, Any],
+                 _loop: AbstractEventLoop | None = None) -> Connection:
+        """As uvicorn calls it."""
+        return Connection(self, config, server_state, app_state, _loop)
+
+    @property
+    def too_many(self) -> bool:
+        """There are more than there should be."""
+        return len(self._open) > self.most
+
+    def opened(self, connection: Connection) -> None:
+        """It is there; another one goes for it where that is needed, and one is there that waits."""
+        self._open.add(connection)
+        if self.too_many and (waiting := self._new or self._kept):
+            oldest, _ = waiting.popitem(last=False)
+            self._open.remove(oldest)
+            oldest.drop("room")
+        self._new[connection] = None
+
+    def works(self, connection: Connection) -> None:
+        """It has a request from now on."""
+        self._new.pop(connection, None)
+        self._kept.pop(connection, None)
+
+    def waits(self, connection: Connection) -> None:
+        """It has none any more."""
+        if connection in self._open:
+            self._kept[connection] = None
+
+    def lost(self, connection: Connection) -> None:
+        """It is there no more."""
+        self._open.discard(connection)
+        self.works(connection)
 
 
 class Connection(HttpToolsProtocol):
-    """Closes a connection whose URL, headers or trailers go on for more than :data:`MOST_HEAD` bytes (and what came
-    with them in one read of the socket): a 400 where no answer is under way."""
+    """Ends a connection whose head is too large (more than :data:`MOST_HEAD` bytes, and what came with them in one read
+    of the socket, or :data:`MOST_HEADERS` headers: a 400), or does not come in time (a 408, or nothing where nothing
+    came), that sends ever more requests before it is answered, or that does not take its answers."""
 
-    _unused = 0
-    """Bytes since the parser last began or ended a request, ended its headers, or found a piece of its body."""
+    def __init__(self, among: Connections, config: Config, server_state: ServerState, app_state: dict[str, Any],
+                 loop: AbstractEventLoop | None = None) -> None:
+        super().__init__(config, server_state, app_state, loop)
+        self._among = among
+        self._unused = 0  # bytes since a request began or ended, its headers ended, or a piece of its body came
+        self._extra = False  # all others were at work when it came
+        self._waits = True  # no request is under way
+        self._begun = False  # a part of a head has come
+        self._head: TimerHandle | None = None
+        self._taking: TimerHandle | None = None
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+        """asyncio's."""
+        super().connection_made(transport)
+        self._among.opened(self)
+        self._extra = self._among.too_many
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """asyncio's."""
+        super().connection_lost(exc)
+        self._among.lost(self)
+        self._unset_keepalive_if_required()
+        for timer in (self._head, self._taking):
+            if timer is not None:
+                timer.cancel()
+
+    def drop(self, why: str) -> None:
+        """Close it now, whatever it has not taken yet."""
+        if not self.transport.is_closing():
+            self._among.closed(why)
+        self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """asyncio's."""
         self._unused += len(data)
         super().data_received(data)
-        if self._unused > MOST_HEAD and not self.transport.is_closing():
-            if self.cycle is None or self.cycle.response_complete:
-                self.send_400_response("Headers too large.")
-            else:
-                self.transport.abort()
+        if self.transport.is_closing():
+            return
+        if self._unused > MOST_HEAD:
+            self.send_400_response("head too large")
+        elif len(self.pipeline) > MOST_PIPELINED:
+            self.transport.abort()
+        elif self._waits:  # also the rest of a body that was not wanted
+            self._await_head()
 
     def on_message_begin(self) -> None:
         """httptools'."""
         self._unused = 0
+        self._begun = True
         super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """httptools'."""
+        if len(self.headers) >= MOST_HEADERS:
+            raise ValueError("too many headers")  # ends the parser, and then send_400_response is called
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """httptools'."""
         self._unused = 0
+        self._waits = self._begun = False
+        self._among.works(self)
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
+        self._extra = self._extra and self._among.too_many
+        if self._extra:
+            self.scope[FULL] = True  # type: ignore[literal-required]
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -46,3 +164,68 @@ class Connection(HttpToolsProtocol):
         """httptools'."""
         self._unused = 0
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """uvicorn's."""
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._await_taking()
+        elif not self.cycle.response_complete:  # the next of several that came at once
+            return
+        elif self._begun:
+            self._await_head()
+        self._waits = True
+        self._among.waits(self)
+
+    def pause_writing(self) -> None:
+        """asyncio's."""
+        super().pause_writing()
+        self._await_taking()
+
+    def resume_writing(self) -> None:
+        """asyncio's."""
+        super().resume_writing()
+        if self._taking is not None and not self.transport.is_closing():
+            self._taking.cancel()
+            self._taking = None
+
+    def timeout_keep_alive_handler(self) -> None:
+        """uvicorn's; it would wait for ever for a client that has not taken its answer."""
+        self.transport.abort()
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's; it would write into another request's answer."""
+        if self.cycle is None or self.cycle.response_complete:
+            self._end(400, msg)
+        else:
+            self.transport.abort()
+
+    def _await_head(self) -> None:
+        if self._head is None:
+            self._head = self.loop.call_later(self._among.head_timeout, self._without_head)
+
+    def _without_head(self) -> None:
+        self._head = None
+        if self.transport.is_closing():
+            return
+        self._among.closed("head")
+        if self._begun:
+            self._end(408, "the head did not come")
+        else:
+            self.transport.close()
+            self._await_taking()
+
+    def _await_taking(self) -> None:
+        if self._taking is None:
+            self._taking = self.loop.call_later(_TAKE, self._not_taken)
+
+    def _not_taken(self) -> None:
+        self._among.closed("answer")
+        self.transport.abort()
+
+    def _end(self, status: int, text: str) -> None:
+        body = orjson.dumps({"error": text})
+        self.transport.write(STATUS_LINE[status] + b"content-type: application/json\r\ncontent-length: %d\r\n"
+                             b"connection: close\r\n\r\n%b" % (len(body), body))
+        self.transport.close()
+        self._await_taking()

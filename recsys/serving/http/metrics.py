@@ -29,6 +29,8 @@ class Metrics:
                              multiprocess_mode="livesum")
         self.refused = Counter("recsys_requests_refused", "Requests that the queue had no room for", registry=own)
         self.expired = Counter("recsys_requests_expired", "Requests dropped after their deadline", registry=own)
+        self.closed = Counter("recsys_connections_closed", "Connections that were closed though their client had left "
+                              "them open: to make room, without a head, an answer not taken", ["why"], registry=own)
         self.loads = Counter("recsys_model_loads", "Models loaded or not", ["model", "outcome"], registry=own)
         self._events = Counter("recsys_events", "Counts of the ranking and its logs", ["of", "what"], registry=own)
         self._followed: list[tuple[str, Mapping[str, int], dict[str, int]]] = []

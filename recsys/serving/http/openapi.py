@@ -55,7 +55,9 @@ def routes(page: Mapping[str, Any]) -> list[Route]:
 def _operation(route: Route, token: bool) -> dict[str, Any]:
     names = re.findall(r"{(\w+)}", route.path)
     asks = token and not route.free
-    errors = [*route.errors, *([400, 408, 413, 415, 503] if route.body is not None else []), *([401] if asks else [])]
+    errors = [*route.errors, *([400, 408, 413, 415] if route.body is not None else [])]
+    if not route.free:
+        errors += [401 if token else 403, 503]
     ok: dict[str, Any] = {"description": "OK"}
     if route.answer is not None:
         ok["content"] = {"application/json": {"schema": route.answer}}

@@ -18,10 +18,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recsys.errors import InputError
 from recsys.log import log
+from recsys.serving.http.bodies import Bodies
 from recsys.serving.http.metrics import Metrics
 from recsys.serving.http.models import UnknownModelError
+from recsys.serving.http.origin import foreign
 from recsys.serving.http.queue import DeadlineError, QueueFullError
 
+FULL = "recsys.full"
+"""Key of a request's scope: it came when there were too many connections."""
 TIMEOUT = "timeout-ms"
 _FACTS = "recsys.facts"
 _MOST_SECONDS = 3600.0
@@ -63,27 +67,6 @@ def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | No
     return Response(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY), status, headers, "application/json")
 
 
-async def read_body(request: Request, most: int) -> bytes:
-    """The body, never more than ``most`` bytes of it in memory, whatever its Content-Length says.
-
-    Raises:
-        HTTPException: 413, or 415 for a compressed one.
-    """
-    headers = request.headers
-    if headers.get("content-encoding", "identity") != "identity":
-        raise HTTPException(415, "compressed bodies are not taken")
-    length = headers.get("content-length", "")
-    if length.isdigit() and int(length[:20]) > most:
-        raise HTTPException(413, f"body larger than {most} bytes", {"Connection": "close"})
-    pieces, size = [], 0
-    async for piece in request.stream():
-        size += len(piece)
-        if size > most:
-            raise HTTPException(413, f"body larger than {most} bytes", {"Connection": "close"})
-        pieces.append(piece)
-    return b"".join(pieces)
-
-
 def timeout_of(request: Request, default: float) -> float:
     """Seconds that the client gives us: its header ``Timeout-Ms``.
 
@@ -113,15 +96,17 @@ class Access:
 
     Args:
         app: the router.
-        token: asked for as ``Authorization: Bearer TOKEN``, or None.
-        free: paths that ask for no token.
+        token: asked for as ``Authorization: Bearer TOKEN``; None: only programs on this machine are answered
+            (:mod:`recsys.serving.http.origin`).
+        free: paths that all may ask for.
+        bodies: where the request's body, once it is answered, counts no more.
         metrics: where answers are counted.
         write: takes a line of the access log, or None.
     """
 
-    def __init__(self, app: ASGIApp, token: str | None, free: frozenset[str], metrics: Metrics,
+    def __init__(self, app: ASGIApp, token: str | None, free: frozenset[str], bodies: Bodies, metrics: Metrics,
                  write: Callable[[Mapping[str, Any]], None] | None) -> None:
-        self._app, self._free, self._metrics, self._write = app, free, metrics, write
+        self._app, self._free, self._bodies, self._metrics, self._write = app, free, bodies, metrics, write
         self._wanted = None if token is None else f"Bearer {token}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -139,7 +124,8 @@ class Access:
             await send(message)
 
         scope["app"] = self
-        if self._admitted(scope):
+        refusal = self._refusal(scope)
+        if refusal is None:
             try:
                 await self._app(scope, receive, counted)
             except Exception as error:
@@ -148,20 +134,28 @@ class Access:
                     log.exception("%s %s failed", scope["method"], scope.get("recsys.route", "other"))
                 if not sent["status"]:
                     await response(scope, receive, counted)
+            finally:
+                self._bodies.release(scope)
         else:
-            await json_response({"error": "no or wrong token"}, 401, {"WWW-Authenticate": "Bearer"})(
-                scope, receive, counted)
+            await refusal(scope, receive, counted)
         seconds, route = time.perf_counter() - began, scope.get("recsys.route", "other")
         self._metrics.requests.labels(route, sent["status"]).inc()
         self._metrics.seconds.labels(route).observe(seconds)
         if self._write is not None:
             self._write(_line(scope, route, seconds, sent))
 
-    def _admitted(self, scope: Scope) -> bool:
-        if self._wanted is None or scope["path"] in self._free:
-            return True
+    def _refusal(self, scope: Scope) -> Response | None:
+        if scope["path"] in self._free:
+            return None
+        if scope.get(FULL):
+            return json_response({"error": "too many connections"}, 503, {"Retry-After": "1", "Connection": "close"})
+        if self._wanted is None:
+            why = foreign(scope["headers"])
+            return None if why is None else json_response({"error": why}, 403)
         given = [value for name, value in scope["headers"] if name == b"authorization"]
-        return len(given) == 1 and hmac.compare_digest(given[0], self._wanted)
+        if len(given) == 1 and hmac.compare_digest(given[0], self._wanted):
+            return None
+        return json_response({"error": "no or wrong token"}, 401, {"WWW-Authenticate": "Bearer"})
 
 
 def named(route: Route) -> Callable[[Request], Awaitable[Response]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import sys
@@ -21,17 +22,18 @@ import uvicorn
 from recsys.errors import InputError
 from recsys.log import log, setup_logging
 from recsys.serving.http.app import App, make_app
-from recsys.serving.http.connection import Connection
+from recsys.serving.http.connection import Connections
 from recsys.serving.http.control import Control
 from recsys.serving.http.metrics import SHARED
+from recsys.serving.http.origin import is_loopback
 from recsys.serving.http.routes import Route, access_line
 from recsys.serving.http.service import Service, Settings
 
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _KEEP_ALIVE = 75
 _GRACE = 30
 _SWITCH = 0.0005
 _GIVE_UP = 5
+_OTHER_FILES = 128  # that a process has open beside its connections
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def serve(options: ServeOptions) -> None:
     Raises:
         InputError: a model cannot be loaded, the address cannot be had, or is open to others and there is no token.
     """
-    if options.host not in _LOOPBACK and not options.settings.token:
+    if not is_loopback(options.host) and not options.settings.token:
         raise InputError("an address open to others needs a token", file="--token", got=options.host,
                          expected="a token (--token or RECSYS_TOKEN), or --host 127.0.0.1")
     with _bound(options) as listener:
@@ -102,14 +104,18 @@ class _Server(uvicorn.Server):
 
 def _work(options: ServeOptions, listener: socket.socket, control: Control | None) -> None:
     """Serve in this process."""
+    _allow_files(options.settings.connections)
     settings = replace(options.settings, access_log=access_line) if options.access_log else options.settings
     app = make_app(options.models, settings, device=options.device, control=control, more=_ranking(options))
     # What the libraries hold stays for good: looking through it again and again would stop requests for 0.1 s.
     gc.collect()
     gc.freeze()
     sys.setswitchinterval(_SWITCH)  # the event loop must not wait 5 ms for the model's thread
+    connections = Connections(settings.connections, settings.head_timeout,
+                              lambda why: app.service.metrics.closed.labels(why).inc())
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE,
-                            timeout_keep_alive=_KEEP_ALIVE, server_header=False, ws="none", http=Connection)
+                            timeout_keep_alive=_KEEP_ALIVE, server_header=False, ws="none",
+                            http=connections)  # type: ignore[arg-type]  # uvicorn only calls it
     log.info("serving %s on http://%s:%d (API: /docs)", ", ".join(options.models), options.host,
              listener.getsockname()[1])
     # uvicorn raises the signal again after it has drained: then the process ends well.
@@ -118,6 +124,18 @@ def _work(options: ServeOptions, listener: socket.socket, control: Control | Non
         _Server(config, app, options.drain).run([listener])
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _allow_files(connections: int) -> None:
+    """As many open files as that many connections need, and as many again, which are open until they are refused."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    least = connections + _OTHER_FILES
+    if hard != resource.RLIM_INFINITY and hard < least:
+        raise InputError("more connections than this process may open files", file="--connections", got=connections,
+                         expected=f"at most {hard - _OTHER_FILES}, or a higher limit (ulimit -n)")
+    wanted = connections + least if hard == resource.RLIM_INFINITY else min(hard, connections + least)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _ranking(options: ServeOptions) -> list[Callable[[Service], Sequence[Route]]]:

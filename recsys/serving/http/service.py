@@ -15,11 +15,11 @@ from starlette.requests import Request
 
 from recsys.errors import InputError
 from recsys.serving.http.block import Rows
+from recsys.serving.http.bodies import Bodies
 from recsys.serving.http.control import UNLOADED, Control
 from recsys.serving.http.metrics import Metrics
 from recsys.serving.http.models import Models, Served, yield_to_others
 from recsys.serving.http.queue import Limits, ModelThread, QueueFullError
-from recsys.serving.http.routes import read_body
 from recsys.serving.protocol import HEAD_COLUMNS, ScorerLike
 from recsys.serving.requests import check_probabilities
 
@@ -32,7 +32,10 @@ class Settings:
 
     Attributes:
         token: bearer token, or None.
+        connections: most open connections of the process.
+        head_timeout: seconds in which a request's head must come.
         max_body: most bytes of a body; more is a 413.
+        max_bodies: most bytes of all bodies that have been announced or read and not answered yet; more is a 503.
         max_rows: most rows of a request; more is a 400.
         max_reading: most requests whose bodies are on their way.
         timeout: seconds after which a request that the model has not begun is dropped, where the client says nothing.
@@ -42,7 +45,10 @@ class Settings:
     """
 
     token: str | None = None
+    connections: int = 512
+    head_timeout: float = 10.0
     max_body: int = 8 << 20
+    max_bodies: int = 64 << 20
     max_rows: int = 10_000
     max_reading: int = 256
     timeout: float = 1.0
@@ -63,13 +69,14 @@ class Service:
 
     def __init__(self, models: Models, settings: Settings, metrics: Metrics, control: Control | None = None) -> None:
         self.models, self.settings, self.metrics = models, settings, metrics
+        self.bodies = Bodies(settings.max_body, settings.max_bodies, settings.max_reading, settings.read_timeout)
         self.at_end: list[Callable[[], Any]] = []
         """Called when all requests have been answered."""
         self.draining = False
         """Set when the process has been told to end: it is not ready any more, but answers what comes."""
         self._control, self._thread = control, ModelThread(settings.limits, metrics)
         self._loader = ThreadPoolExecutor(1, "loader", initializer=yield_to_others)
-        self._serving, self._reading = False, 0
+        self._serving = False
 
     @property
     def ready(self) -> bool:
@@ -102,22 +109,13 @@ class Service:
 
         Raises:
             QueueFullError: no room.
-            HTTPException: the body is too large, compressed, or does not come.
+            HTTPException: see :meth:`Bodies.read`.
         """
         if not self._serving:
             raise QueueFullError("not ready")
         if queued:
             self._thread.check_room()
-        if self._reading >= self.settings.max_reading:
-            raise QueueFullError("too many requests being read")
-        self._reading += 1
-        try:
-            async with asyncio.timeout(self.settings.read_timeout):
-                return await read_body(request, self.settings.max_body)
-        except TimeoutError:
-            raise HTTPException(408, "the body did not come", {"Connection": "close"}) from None
-        finally:
-            self._reading -= 1
+        return await self.bodies.read(request)
 
     async def score(self, served: Served, table: Rows, timeout: float) -> dict[str, np.ndarray]:
         """Output name -> float64 [n] probabilities; raises as :meth:`heads` does."""

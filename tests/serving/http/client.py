@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pyarrow as pa
+import uvicorn
+from uvicorn.server import ServerState
 
 from recsys.serving import load_scorer
 from recsys.serving.http import App
+from recsys.serving.http.connection import Connections
 from tests.serving.conftest import make_impressions
 
 COLUMNS = ["user_id", "ad_id", "advertiser_id", "topic", "age", "history"]
@@ -36,7 +42,7 @@ class Client:
 
     async def send(self, method: str, url: str, **options) -> httpx.Response:
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.request(method, url, **options)
 
     def all(self, *requests: tuple) -> list[httpx.Response]:
@@ -50,6 +56,22 @@ class Client:
 
     def post(self, url: str, **options) -> httpx.Response:
         return self.all(("POST", url, options))[0]
+
+
+@asynccontextmanager
+async def listening(app: Any, most: int = 512, head_timeout: float = 10.0, closed: Callable[[str], None] = str
+                    ) -> AsyncIterator[tuple[tuple[str, int], set]]:
+    """The app behind a real socket: its address, and the set of its open connections."""
+    config = uvicorn.Config(app, lifespan="off", access_log=False, log_level="critical")
+    connections, state = Connections(most, head_timeout, closed), ServerState()
+    server = await asyncio.get_running_loop().create_server(lambda: connections(config, state, {}), "127.0.0.1", 0,
+                                                            backlog=2048)
+    try:
+        yield server.sockets[0].getsockname(), state.connections
+    finally:
+        server.close()
+        for connection in list(state.connections):
+            connection.transport.abort()
 
 
 class Slow:

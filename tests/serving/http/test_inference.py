@@ -240,7 +240,7 @@ def test_the_api_page_describes_every_route_and_loads_nothing(client: Client) ->
     document = client.get("/openapi.json").json()
     assert {m for p in document["paths"].values() for m in p} == {"get", "post"}
     assert document["paths"]["/v2/models/{model}/infer"]["post"]["responses"].keys() == {
-        "200", "400", "404", "408", "413", "415", "503", "504"}
+        "200", "400", "403", "404", "408", "413", "415", "503", "504"}
     page = client.get("/docs")
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert all(path in page.text for path in document["paths"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -19,7 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys.errors import InputError
-from recsys.serving.http import ServeOptions, serve
+from recsys.serving.http import ServeOptions, Settings, serve
+from recsys.serving.http.server import _allow_files
 from tests.processes import children_of, wait_until
 from tests.serving.http.client import some_rows
 from tests.serving.http.test_inference import INFER, as_json
@@ -66,6 +68,19 @@ def test_an_open_address_needs_a_token_and_a_port_must_be_free(model: Path) -> N
         s.listen()
         with pytest.raises(InputError, match="cannot listen"):
             serve(ServeOptions({"ranker": model}, port=s.getsockname()[1]))
+
+
+def test_connections_need_open_files(model: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (150, hard))  # enough for this process
+        _allow_files(100)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 300
+        if hard != resource.RLIM_INFINITY:
+            with pytest.raises(InputError, match="--connections: more connections than this process may open files"):
+                serve(ServeOptions({"ranker": model}, port=0, settings=Settings(connections=hard)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.slow
