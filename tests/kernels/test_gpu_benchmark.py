@@ -43,4 +43,5 @@ def test_every_kernel_compiles_for_a_gpu_without_spills(tmp_path: Path, arch: st
     found = json.loads((tmp_path / "compile.json").read_text())["kernels"]
     assert len(found) == 12
     assert all(row["registers"] > 0 for rows in found.values() for row in rows)
-    assert {name: min(row["spilled"] for row in rows) for name, rows in found.items()} == dict.fromkeys(found, 0)
+    # Of every configuration: the autotuner picks by the clock, which a busy GPU may mislead.
+    assert {name: [row for row in rows if row["spilled"]] for name, rows in found.items()} == {n: [] for n in found}
