@@ -134,8 +134,17 @@ def _lookup(s: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
     dense = _draw(s.batch, s.dim, device=device, dtype=dtype)
     e = dtype.itemsize
     moved = e * s.batch * (s.features * s.dim + s.dim + pairs) + 8 * s.batch * features
-    return Case("lookup_interaction", lambda k: lookup_interaction(tables, ids, first_row, dense, k), [], moved,
+    case = Case("lookup_interaction", lambda k: lookup_interaction(tables, ids, first_row, dense, k), [], moved,
                 2 * s.batch * pairs * s.dim)
+    if has("fbgemm_gpu"):
+        look_up = _fbgemm_bags(s, "fp16", ids.flatten(), torch.arange(ids.numel() + 1, device=device), device)
+
+        def apart() -> torch.Tensor:
+            found = look_up().view(s.batch, features, s.dim).to(dtype)
+            return dot_interaction(torch.cat([found, dense.unsqueeze(1)], dim=1), features, features + 1)
+
+        case.others |= {"fbgemm fp16, then dot_interaction": apart, "fbgemm fp16, lookup alone": look_up}
+    return case
 
 
 def _attention(s: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Packs TorchRec and FBGEMM (CUDA) for a GPU machine that has PyTorch but no network, into parts small enough to copy.
 #   benchmarks/gpu/pack.sh OUT [PYTHON] [FBGEMM] [TORCHREC] [PART]     e.g.  pack.sh work/pack 3.12 1.6.0 1.6.1 52M
+#   WHEELS=DIR benchmarks/gpu/pack.sh OUT ...                          wheels that are there already: nothing is fetched
 # FBGEMM and TorchRec must be those of that machine's PyTorch: 1.6 for 2.11 (there is no TorchRec 1.6.0 to be had,
 # but 1.6.1), 1.8 for 2.13. Takes 3 GB of TMPDIR.
 # There:  mkdir -p site && cat p.* | tar -xJ -C site && PYTHONPATH=site python benchmarks/gpu/run_all.py
@@ -13,10 +14,12 @@ get() {
     --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --platform any \
     -d "$tmp/whl" "$@"
 }
-get "fbgemm-gpu==$fbgemm" "torchrec==$torchrec" torchmetrics==1.0.3
-get tensordict pyre-extensions iopath typing-inspect pyvers orjson
+if [ -z "${WHEELS:-}" ]; then
+  get "fbgemm-gpu==$fbgemm" "torchrec==$torchrec" torchmetrics==1.0.3
+  get tensordict pyre-extensions iopath typing-inspect pyvers orjson
+fi
 mkdir "$tmp/site"
-for wheel in "$tmp"/whl/*.whl; do unzip -q -o "$wheel" -d "$tmp/site"; done
+for wheel in "${WHEELS:-$tmp/whl}"/*.whl; do python3 -m zipfile -e "$wheel" "$tmp/site"; done
 rm -rf "$tmp"/site/fbgemm_gpu/{experimental,test,bench}
 tar -C "$tmp/site" -cf - . | xz -T0 -6 | split -b "$part" -d - "$out/p."
 ls -l "$out"

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -29,10 +31,36 @@ def test_run_all_runs_without_a_gpu(tmp_path: Path) -> None:
     bags = {name: row for name, row in found["kernels"].items() if name.startswith("quantised_bags")}
     assert len(bags) == 4
     assert all("fbgemm" in row for row in bags.values())
+    lookup = found["kernels"]["lookup_interaction"]
+    assert {"fbgemm fp16, then dot_interaction", "fbgemm fp16, lookup alone"} < set(lookup)
     assert found["rankers"]["dlrm"]["triton"]["train_samples_per_second"] > 0
     assert found["llama"]["tokens_per_second"] > 0
     assert found["sanitizer"] == {"left_out": "no GPU"}
     assert "torch" in found["machine"]["packages"]
+
+
+def test_what_is_packed_comes_back_from_its_parts(tmp_path: Path) -> None:
+    """By the line that pack.sh gives for the other machine; more parts than two digits count."""
+    files = {"fbgemm_gpu/__init__.py": b"from . import lib", "fbgemm_gpu/lib.so": random.Random(0).randbytes(200_000),
+             "torchrec/deep/name with a space.txt": b"", "torchrec/__init__.py": b"x = 1\n" * 1000}
+    (tmp_path / "wheels").mkdir()
+    for package in ("fbgemm_gpu", "torchrec"):
+        with zipfile.ZipFile(tmp_path / f"wheels/{package}-1.6.0-py3-none-any.whl", "w") as wheel:
+            for name in [n for n in files if n.startswith(package)]:
+                wheel.writestr(name, files[name])
+            if package == "fbgemm_gpu":
+                wheel.writestr("fbgemm_gpu/bench/left_out.py", b"")
+    out = tmp_path / "pack"
+    out.mkdir()
+    (out / "p.99").write_bytes(b"of an earlier packing")
+    subprocess.run([GPU / "pack.sh", out, "3.12", "1.6.0", "1.6.0", "1K"], check=True, capture_output=True,
+                   env={**os.environ, "WHEELS": str(tmp_path / "wheels")})
+    assert len(list(out.iterdir())) > 100
+    assert max(p.stat().st_size for p in out.iterdir()) == 1024
+    subprocess.run("mkdir -p site && cat p.* | tar -xJ -C site", shell=True, cwd=out, check=True)
+    site = out / "site"
+    found = {str(p.relative_to(site)): p.read_bytes() for p in site.rglob("*") if p.is_file()}
+    assert found == files
 
 
 @pytest.mark.slow
