@@ -16,6 +16,7 @@ from recsys.config import ServedLogConfig
 from recsys.errors import InputError
 from recsys.serving import segments, served_log
 from recsys.serving.served_log import LogFull, ServedLog
+from tests.processes import wait_until
 
 SCHEMA = pa.schema([("id", pa.string()), ("p", pa.float64())])
 
@@ -30,14 +31,6 @@ def published(folder) -> list[str]:
     ids = [i for f in sorted(folder.glob("*.parquet")) for i in pq.read_table(f)["id"].to_pylist()]
     assert len(ids) == len(set(ids))
     return ids
-
-
-def wait_for(condition) -> None:
-    for _ in range(1500):
-        if condition():
-            return
-        time.sleep(0.02)
-    raise AssertionError("it did not happen within 30 s")
 
 
 def test_all_of_it_in_order_and_nothing_else_in_the_folder(tmp_path):
@@ -63,7 +56,7 @@ def test_rotated_by_size_by_time_and_by_schema(tmp_path):
 
     log = ServedLog("a", ServedLogConfig(folder=str(tmp_path / "time"), rotate_seconds=0.05, sync_seconds=0.01))
     log.append(batch(0))
-    wait_for(lambda: log.counts["published"] == 1)  # although nothing more came
+    wait_until(lambda: log.counts["published"] == 1, "a file published")  # although nothing more came
     assert log.close()
 
     log = ServedLog("a", ServedLogConfig(folder=str(tmp_path / "schema")))
@@ -97,7 +90,7 @@ def test_a_full_queue_is_refused_at_once_and_loses_nothing(tmp_path, monkeypatch
         except LogFull:
             break
     assert 5 <= taken <= 7  # the queue, and what the writer has in hand
-    wait_for(lambda: log.counts["errors"] > 2)
+    wait_until(lambda: log.counts["errors"] > 2, "errors counted")
     assert not log.flush(0.1)
     full.clear()
     assert log.flush()
@@ -118,7 +111,7 @@ def test_a_disk_too_full_for_parquet_keeps_the_segment_for_the_next_start(tmp_pa
         log.close()
     assert published(tmp_path) == []
     again = ServedLog("a", ServedLogConfig(folder=str(tmp_path)))
-    wait_for(lambda: again.counts["recovered"] == 4)
+    wait_until(lambda: again.counts["recovered"] == 4, "rows recovered")
     assert again.close()
     assert published(tmp_path) == ["i0", "i1", "i2", "i3"]
 
