@@ -38,10 +38,11 @@ from recsys.serving.index_fit import check_index
 from recsys.serving.protocol import HEAD_COLUMNS
 from recsys.serving.scorer import Scorer
 from recsys.stage import Stage, run_stage, sha256_file, write_atomic, write_json
-from recsys.training.data import label_columns, training_labels
+from recsys.training.data import training_labels
 from recsys.training.labels import read_labels
 from recsys.training.metrics import StreamingMetrics
 from recsys.training.run_folder import load_unfinished
+from recsys.training.source import label_columns
 
 EXAMPLE_ROWS = 16
 

@@ -13,7 +13,8 @@ from safetensors.numpy import load, save
 from recsys.config import ModelConfig, TrainingConfig
 from recsys.features.encoders import FeatureEncoder
 from recsys.storage import join
-from recsys.training.data import ParquetSource, Selection, TrainingData, training_labels
+from recsys.training.data import TrainingData, training_labels
+from recsys.training.source import ParquetSource, Selection
 from recsys.training.world import World
 
 _PARTS = ("train", "validation", "test")

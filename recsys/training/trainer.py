@@ -26,7 +26,7 @@ from recsys.stage import Stage, sha256_bytes, sha256_json, write_json
 from recsys.storage import as_location, join
 from recsys.training.checkpoint import Checkpoints, TrainState
 from recsys.training.content import content_matrix
-from recsys.training.data import ParquetSource, TrainingData, load_training_data, training_ad_ids
+from recsys.training.data import TrainingData, load_training_data, training_ad_ids
 from recsys.training.evaluate import evaluate
 from recsys.training.journal import Journal, Watch
 from recsys.training.loop import TrainingRun
@@ -35,6 +35,7 @@ from recsys.training.metrics import base_entropy
 from recsys.training.optimizers import make_optimizer
 from recsys.training.run_folder import CHECKPOINTS, write_run_definition
 from recsys.training.share import share_training_data
+from recsys.training.source import ParquetSource
 from recsys.training.step import PlainStepper, Stepper
 from recsys.training.world import World
 

@@ -14,8 +14,9 @@ from recsys.contracts import SURFACES
 from recsys.errors import InputError
 from recsys.features.stream import StreamLoader
 from recsys.features.vocabulary import stable_hash
-from recsys.training.data import ParquetSource, TrainingData, load_training_data
+from recsys.training.data import TrainingData, load_training_data
 from recsys.training.labels import validation_mask
+from recsys.training.source import ParquetSource
 from tests.training.toy import toy_split
 
 MODEL = ModelConfig(embedding_dim=4, bottom=(8,), top=(16,), min_count=1)
@@ -187,7 +188,7 @@ def test_id_rows_of_no_feature_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_that_breaks_during_training_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from recsys.training import data as module
+    from recsys.training import source as module
 
     monkeypatch.setattr(module, "KEPT_ROWS", 0)  # read anew, as larger data are
     split = toy_split(tmp_path / "split", n=3000)
@@ -232,7 +233,7 @@ def _peak(folder: Path, rows: int) -> int:
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from recsys.training import data as module
+    from recsys.training import source as module
 
     monkeypatch.setattr(module, "KEPT_ROWS", 1 << 12)
     few, many = _peak(tmp_path / "few", 1 << 16), _peak(tmp_path / "many", 1 << 18)

@@ -222,7 +222,7 @@ def test_interrupted_run_ends_with_identical_metrics(split: Path, tmp_path: Path
 
 
 def test_validation_slice_keeps_groups_together() -> None:
-    from recsys.training.data import validation_mask
+    from recsys.training.labels import validation_mask
 
     table = pa.table({"request_id": [f"r{i // 3}" for i in range(3000)], "group_id": [None] * 2900 + ["story"] * 100})
     mask = validation_mask(table, 0.2)
