@@ -193,11 +193,15 @@ class Ranking:
             LogFull: none of them was logged.
         """
         events = parse_feedback(body)
+        self.log_feedback(events)
+        return len(events)
+
+    def log_feedback(self, events: list[dict[str, Any]]) -> None:
+        """Log what :func:`parse_feedback` has made; raises as :meth:`feedback` does."""
         if self.feedback_log is None:
             raise InputError("feedback is not logged here", file="log", expected="a ranking configuration with log")
         self.feedback_log.append(feedback_batch(events))
         self.counts.add(feedback=len(events))
-        return len(events)
 
     def refresh(self) -> bool:
         """Read the ads again if their file is another; whether it was (:meth:`CandidateSource.refresh`).

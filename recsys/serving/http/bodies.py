@@ -75,7 +75,7 @@ class Bodies:
     def _hold(self, scope: Scope, size: int) -> None:
         """Count the request with so many bytes from now on."""
         if size > self._each:
-            raise HTTPException(413, f"body larger than {self._each} bytes", {"Connection": "close"})
+            raise HTTPException(413, f"body larger than {self._each} bytes")
         more = size - scope.get(_HELD, 0)
         if self._held + more > self._together:
             raise QueueFullError("too many bytes of requests in memory")

@@ -22,6 +22,7 @@ MOST_HEAD = 64 << 10
 MOST_HEADERS = 128
 MOST_PIPELINED = 32
 _TAKE = 30.0  # seconds in which a client must take what it is sent
+_LAST_LOOK = 0.05
 
 
 class Connections:
@@ -36,11 +37,14 @@ class Connections:
         head_timeout: seconds in which a request's head must have come, from when the connection was opened or, on one
             that was kept, from its first byte.
         closed: called with why a connection was closed that its client had left open: room, head, answer.
+
+    Attributes:
+        open: those that have not been told to go.
     """
 
     def __init__(self, most: int, head_timeout: float, closed: Callable[[str], None]) -> None:
         self.most, self.head_timeout, self.closed = most, head_timeout, closed
-        self._open: set[Connection] = set()
+        self.open: set[Connection] = set()
         self._new: OrderedDict[Connection, None] = OrderedDict()
         self._kept: OrderedDict[Connection, None] = OrderedDict()
 
@@ -52,14 +56,14 @@ class Connections:
     @property
     def too_many(self) -> bool:
         """There are more than there should be."""
-        return len(self._open) > self.most
+        return len(self.open) > self.most
 
     def opened(self, connection: Connection) -> None:
         """It is there; another one goes for it where that is needed, and one is there that waits."""
-        self._open.add(connection)
+        self.open.add(connection)
         if self.too_many and (waiting := self._new or self._kept):
             oldest, _ = waiting.popitem(last=False)
-            self._open.remove(oldest)
+            self.open.remove(oldest)
             oldest.drop("room")
         self._new[connection] = None
 
@@ -70,12 +74,12 @@ class Connections:
 
     def waits(self, connection: Connection) -> None:
         """It has none any more."""
-        if connection in self._open:
+        if connection in self.open:
             self._kept[connection] = None
 
     def lost(self, connection: Connection) -> None:
         """It is there no more."""
-        self._open.discard(connection)
+        self.open.discard(connection)
         self.works(connection)
 
 
@@ -202,7 +206,11 @@ class Connection(HttpToolsProtocol):
 
     def _await_head(self) -> None:
         if self._head is None:
-            self._head = self.loop.call_later(self._among.head_timeout, self._without_head)
+            self._head = self.loop.call_later(self._among.head_timeout, self._look_again)
+
+    def _look_again(self) -> None:
+        """Where the loop was held up, the head may have come and only not been read: that is not the client's fault."""
+        self._head = self.loop.call_later(_LAST_LOOK, self._without_head)
 
     def _without_head(self) -> None:
         self._head = None

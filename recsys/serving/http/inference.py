@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import orjson
@@ -16,7 +15,6 @@ from recsys.serving.http.routes import Route, json_response, note, timeout_of
 from recsys.serving.http.service import Service
 from recsys.serving.requests import format_scores, parse_rows
 
-_PARSE_IN_THREAD = 1 << 18  # a larger JSON body would hold up the event loop for milliseconds
 TIMEOUT_SCHEMA = {"Timeout-Ms": {"type": "integer", "minimum": 1, "maximum": 3_600_000}}
 _BINARY = {"Inference-Header-Content-Length": {"type": "integer", "minimum": 1}}
 _EXTENSIONS = ["binary_tensor_data", "model_repository", "model_repository(unload_dependents)"]
@@ -30,8 +28,8 @@ def inference_routes(service: Service) -> list[Route]:
         served = models.get(request.path_params["model"], request.path_params.get("version"))
         timeout = timeout_of(request, settings.timeout)
         body = await service.body(request)
-        asked = tensors.decode(body, request.headers.get(tensors.HEADER), served.columns, served.lists,
-                               tuple(served.outputs), settings.max_rows, served.block)
+        asked = await service.parse(tensors.decode, body, request.headers.get(tensors.HEADER), served.columns,
+                                    served.lists, tuple(served.outputs), settings.max_rows, served.block)
         note(request, model=served.name, version=served.version, rows=asked.rows.num_rows)
         scores = await service.score(served, asked.rows, asked.timeout or timeout)
         facts = {"model_id": served.scorer.model_id}
@@ -42,11 +40,7 @@ def inference_routes(service: Service) -> list[Route]:
 
     async def score(request: Request) -> Response:
         served, timeout = models.first, timeout_of(request, settings.timeout)
-        body = await service.body(request)
-        if len(body) > _PARSE_IN_THREAD:
-            table = await asyncio.to_thread(parse_rows, body, served.columns, settings.max_rows)
-        else:
-            table = parse_rows(body, served.columns, settings.max_rows)
+        table = await service.parse(parse_rows, await service.body(request), served.columns, settings.max_rows)
         note(request, model=served.name, version=served.version, rows=table.num_rows)
         answer = format_scores(await service.score(served, table, timeout), served.scorer.model_id)
         return Response(answer, media_type="application/json")

@@ -19,6 +19,7 @@ from recsys.serving.http.queue import QueueFullError
 from recsys.serving.http.routes import Route, json_response, note, timeout_of
 from recsys.serving.http.service import Service
 from recsys.serving.protocol import ScorerLike
+from recsys.serving.rank_requests import parse_feedback
 from recsys.serving.ranking import Ranking
 from recsys.serving.served_log import LogFull
 
@@ -60,7 +61,7 @@ class _RankRoutes:
 
     async def rank(self, request: Request) -> Response:
         timeout = timeout_of(request, self._service.settings.timeout)
-        asked = self._ranking.parse(await self._service.body(request))
+        asked = await self._service.parse(self._ranking.parse, await self._service.body(request))
         arm = self._ranking.arm_of(asked)
         scorer = self._scorer(arm.model)
         prepared = await self._in_thread(self._ranking.prepare, asked, arm, scorer)
@@ -72,12 +73,14 @@ class _RankRoutes:
         return json_response(decision.answer())
 
     async def retrieve(self, request: Request) -> Response:
-        asked = self._ranking.parse(await self._service.body(request), schemas.MOST_RETRIEVED)
+        body = await self._service.body(request)
+        asked = await self._service.parse(self._ranking.parse, body, schemas.MOST_RETRIEVED)
         return json_response(await self._in_thread(self._ranking.retrieve, asked))
 
     async def feedback(self, request: Request) -> Response:
-        events = await self._in_thread(self._ranking.feedback, await self._service.body(request))
-        return json_response({"events": events})
+        events = await self._service.parse(parse_feedback, await self._service.body(request))
+        await self._in_thread(self._ranking.log_feedback, events)
+        return json_response({"events": len(events)})
 
     def _scorer(self, name: str | None) -> ScorerLike:
         models = self._service.models

@@ -24,6 +24,7 @@ from recsys.serving.protocol import HEAD_COLUMNS, ScorerLike
 from recsys.serving.requests import check_probabilities
 
 T = TypeVar("T")
+_PARSE_IN_THREAD = 1 << 18  # a larger body would hold up the event loop for milliseconds
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Service:
         """Set when the process has been told to end: it is not ready any more, but answers what comes."""
         self._control, self._thread = control, ModelThread(settings.limits, metrics)
         self._loader = ThreadPoolExecutor(1, "loader", initializer=yield_to_others)
+        self._parser = ThreadPoolExecutor(1, "parser")
         self._serving = False
 
     @property
@@ -98,7 +100,8 @@ class Service:
         await asyncio.to_thread(self._thread.stop)
         for function in self.at_end:
             await asyncio.to_thread(function)
-        self._loader.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._loader, self._parser):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     async def body(self, request: Request, queued: bool = True) -> bytes:
         """A request's body.
@@ -116,6 +119,16 @@ class Service:
         if queued:
             self._thread.check_room()
         return await self.bodies.read(request)
+
+    async def parse(self, function: Callable[..., T], body: bytes, *arguments: Any) -> T:
+        """``function(body, *arguments)``, of a large body in a thread.
+
+        There they go one after the other: under the interpreter's lock several would not end sooner, and JSON may take
+        twenty times its own size until its values are found to be none that the service takes.
+        """
+        if len(body) <= _PARSE_IN_THREAD:
+            return function(body, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._parser, _parsed, function, body, *arguments)
 
     async def score(self, served: Served, table: Rows, timeout: float) -> dict[str, np.ndarray]:
         """Output name -> float64 [n] probabilities; raises as :meth:`heads` does."""
@@ -158,3 +171,10 @@ class Service:
 
     async def _in_loader(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._loader, function, *arguments)
+
+
+def _parsed(function: Callable[..., T], *arguments: Any) -> T:
+    try:
+        return function(*arguments)
+    except InputError as error:
+        raise error.with_traceback(None) from None  # its frames would hold what was parsed until it is answered

@@ -60,14 +60,14 @@ class Client:
 
 @asynccontextmanager
 async def listening(app: Any, most: int = 512, head_timeout: float = 10.0, closed: Callable[[str], None] = str
-                    ) -> AsyncIterator[tuple[tuple[str, int], set]]:
-    """The app behind a real socket: its address, and the set of its open connections."""
-    config = uvicorn.Config(app, lifespan="off", access_log=False, log_level="critical")
+                    ) -> AsyncIterator[tuple[tuple[str, int], Connections]]:
+    """The app behind a real socket: its address and its connections."""
+    config = uvicorn.Config(app, lifespan="off", access_log=False, log_level="critical", timeout_keep_alive=3600)
     connections, state = Connections(most, head_timeout, closed), ServerState()
     server = await asyncio.get_running_loop().create_server(lambda: connections(config, state, {}), "127.0.0.1", 0,
                                                             backlog=2048)
     try:
-        yield server.sockets[0].getsockname(), state.connections
+        yield server.sockets[0].getsockname(), connections
     finally:
         server.close()
         for connection in list(state.connections):

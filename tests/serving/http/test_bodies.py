@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+import time
+import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from recsys.serving.http.bodies import Bodies
 from tests.serving.http.client import Slow, listening, some_rows
 
 EACH, TOGETHER = 40_000, 100_000
-BOUNDS = Settings(max_body=EACH, max_bodies=TOGETHER, timeout=30)
+BOUNDS = Settings(max_body=EACH, max_bodies=TOGETHER, timeout=600, read_timeout=600)
 ROWS = json.dumps({"rows": some_rows(1)}).encode()
 
 
@@ -56,7 +59,7 @@ class Wire:
 
 def served(app: App, talk: Callable[[Callable[[], Wire]], Awaitable[None]]) -> None:
     async def run() -> None:
-        async with app.router.lifespan_context(app), listening(app) as (address, _), asyncio.timeout(60):
+        async with app.router.lifespan_context(app), listening(app) as (address, _), asyncio.timeout(600):
             await talk(lambda: Wire(address))
 
     asyncio.run(run())
@@ -123,6 +126,48 @@ def test_a_body_counts_until_it_is_answered(model: Path) -> None:
         assert (await (await refused.send(head(EACH), padded)).answer())[0] == 200
 
     app = make_app(model, BOUNDS, load=Slow)
+    served(app, talk)
+
+
+def test_a_body_that_is_too_large_may_be_sent_to_its_end(model: Path) -> None:
+    async def talk(wire: Callable[[], Wire]) -> None:
+        size = 20 << 20  # more than the system keeps for the two of them
+        each = await wire().send(head(size), *[b" " * (size // 8)] * 8)
+        assert (await each.answer())[0] == 413
+        each = await each.send(head(None), *[chunk(b" " * (size // 8))] * 8, b"0\r\n\r\n")
+        assert (await each.answer())[0] == 413
+        assert (await (await each.send(head(len(ROWS)), ROWS)).answer())[0] == 200
+
+    served(make_app(model, BOUNDS), talk)
+
+
+def test_large_bodies_are_parsed_one_after_the_other_and_small_ones_at_once(model: Path) -> None:
+    inside, most, parsed = [], [], []
+
+    def parse(body: bytes, more: str) -> str:
+        inside.append(more)
+        most.append(len(inside))
+        time.sleep(0.02)
+        inside.remove(more)
+        return f"{len(body)} {more} {threading.current_thread() is threading.main_thread()}"
+
+    def refuse(_: bytes) -> None:
+        thing = Bodies(1, 1, 1, 1.0)
+        parsed.append(weakref.ref(thing))
+        raise InputError(f"no thing of {type(thing)}")
+
+    async def talk(_: object) -> None:
+        service, large = app.service, b" " * 1_000_000
+        found = await asyncio.gather(*(service.parse(parse, large, f"{i}") for i in range(5)))
+        assert found == [f"1000000 {i} False" for i in range(5)]
+        assert max(most) == 1
+        assert await service.parse(parse, b" ", "x") == "1 x True"
+        with pytest.raises(InputError, match="no thing") as refusal:
+            await service.parse(refuse, large)
+        assert refusal.value
+        assert parsed[0]() is None  # it is not held until the refusal has been answered
+
+    app = make_app(model)
     served(app, talk)
 
 
