@@ -36,10 +36,19 @@ from recsys.serving.job import (
     sweep,
 )
 from recsys.serving.places import place
-from recsys.serving.protocol import ScorerLike, load_scorer
+from recsys.serving.processes import Processes
+from recsys.serving.protocol import ScorerLike, device_of, load_scorer
 from recsys.serving.rows import Pairs
 from recsys.serving.shards import Task, Work, probe
-from recsys.serving.workers import default_workers, run_here, run_processes, run_ray, wait
+from recsys.serving.workers import (
+    default_workers,
+    likely_device,
+    run_here,
+    run_processes,
+    run_ray,
+    wait,
+    worker_processes,
+)
 from recsys.stage import MANIFEST, sha256_file, sha256_json
 from recsys.storage import as_location, is_url, join
 
@@ -95,32 +104,36 @@ def score_batch(
     if engine == "ray" and scorer is not None:
         raise InputError("a model in this process cannot be sent to Ray", file="--engine", expected="a model folder")
     output, files = as_location(output), read_inputs(find_inputs(input))
-    target = place(output)
+    target, shards = place(output), plan_shards(files, shard_rows)
     check_folder(target)
-    loaded = load_scorer(model, device) if scorer is None else scorer
-    pairs = Pairs(loaded.columns, keep, batch_rows, None if ads is None else Path(ads))
-    work = Work(loaded, pairs, files, probe(loaded, pairs, files), batch_rows)
-    labels = {"model": model, "ads": ads}
-    hashes = {label: sha256_file(path) for label, path in labels.items() if path is not None}
-    hashes |= {f"input/{i:05d}/{f.name}": f.sha256 for i, f in enumerate(files)}
-    config = {"shard_rows": shard_rows, "batch_rows": batch_rows, "keep": list(keep), "model_id": loaded.model_id}
-    identity = {"stage": STAGE, "config": config, "inputs": hashes, "version": __version__}
-    shards, key = plan_shards(files, shard_rows), sha256_json(identity)
-    was_new = not target.names()
-    # From here on the folder is written to.
-    try:
-        with target.start(key, new_job(key)) as started:
-            job = Job(target, key, dt.datetime.fromisoformat(started["scored_at"]))
-            task = Task(_named(model), None if ads is None else _named(ads),
-                        tuple(replace(f, path=_named(f.path)) for f in files), tuple(shards), _named(output), key,
-                        job.scored_at, work.schema, batch_rows, tuple(keep), device)
-            try:
-                return _run(job, identity, work, shards, task, engine, workers, scorer is None)
-            except InputError:
-                discard(job, shards, was_new)
-                raise
-    except OSError as error:
-        raise RecsysError(f"{output}: {error.strerror or error}; run again to go on from the last shard") from None
+    with worker_processes(_named(model), device) as processes:
+        if engine == "local" and scorer is None and target.read(MANIFEST) is None:
+            # They load the model while this process does; where there is no work in the end, they go again.
+            processes.start(min(workers or default_workers(shards, likely_device(device)), len(shards)) - 1)
+        loaded = load_scorer(model, device) if scorer is None else scorer
+        pairs = Pairs(loaded.columns, keep, batch_rows, None if ads is None else Path(ads))
+        work = Work(loaded, pairs, files, probe(loaded, pairs, files), batch_rows)
+        labels = {"model": model, "ads": ads}
+        hashes = {label: sha256_file(path) for label, path in labels.items() if path is not None}
+        hashes |= {f"input/{i:05d}/{f.name}": sha256_file(f.path) for i, f in enumerate(files)}
+        config = {"shard_rows": shard_rows, "batch_rows": batch_rows, "keep": list(keep), "model_id": loaded.model_id}
+        identity = {"stage": STAGE, "config": config, "inputs": hashes, "version": __version__}
+        key, was_new = sha256_json(identity), not target.names()
+        # From here on the folder is written to.
+        try:
+            with target.start(key, new_job(key)) as started:
+                job = Job(target, key, dt.datetime.fromisoformat(started["scored_at"]))
+                task = Task(_named(model), loaded.model_id, None if ads is None else _named(ads),
+                            tuple(replace(f, path=_named(f.path)) for f in files), tuple(shards), _named(output), key,
+                            job.scored_at, work.schema, batch_rows, tuple(keep), device)
+                try:
+                    return _run(job, identity, work, shards, task, engine, workers,
+                                processes if scorer is None else None)
+                except InputError:
+                    discard(job, shards, was_new)
+                    raise
+        except OSError as error:
+            raise RecsysError(f"{output}: {error.strerror or error}; run again to go on from the last shard") from None
 
 
 def _named(path: str | Path) -> str:
@@ -129,7 +142,7 @@ def _named(path: str | Path) -> str:
 
 
 def _run(job: Job, identity: dict[str, Any], work: Work, shards: list[Shard], task: Task, engine: Engine,
-         workers: int | None, may_spawn: bool) -> dict[str, Any]:
+         workers: int | None, processes: Processes | None) -> dict[str, Any]:
     left = [s for s in shards if job.finished(s) is None]
     if not left and (previous := _intact(job)) is not None:
         log.info("score: up to date, nothing to do (%s)", job.place.folder)
@@ -149,9 +162,9 @@ def _run(job: Job, identity: dict[str, Any], work: Work, shards: list[Shard], ta
         if engine == "ray":
             run_ray(task, job, left, done, workers)
         elif left:
-            count = workers or default_workers(left, work.scorer) if may_spawn else 1
-            if count > 1:
-                run_processes(task, job, left, work, count, done)
+            count = min(workers or default_workers(left, device_of(work.scorer)), len(left))
+            if processes is not None and count > 1:
+                run_processes(processes, task, job, left, work, count, done)
             else:
                 run_here(job, left, work, done)
     return _finish(job, identity, work, shards)

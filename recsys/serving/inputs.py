@@ -17,17 +17,15 @@ import pyarrow as pa
 
 from recsys.contracts import open_parquet
 from recsys.errors import InputError
-from recsys.stage import sha256_file
 from recsys.storage import file_size, filesystem, is_url
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """One Parquet file (or object) of the input manifest; ``sha256`` is of its bytes (an object's: its fingerprint)."""
+    """One Parquet file (or object) of the input, as its footer describes it."""
 
     path: str | Path
     rows: int
-    sha256: str
     columns: tuple[str, ...]
 
     @property
@@ -106,7 +104,7 @@ def _translate(pattern: str) -> str:
 
 
 def read_inputs(paths: Sequence[str | Path]) -> list[InputFile]:
-    """The input manifest: rows, columns and checksum of every file.
+    """Rows and columns of every file.
 
     Raises:
         InputError: a file that is no complete Parquet file, or no row in any of them.
@@ -115,7 +113,7 @@ def read_inputs(paths: Sequence[str | Path]) -> list[InputFile]:
     for path in paths:
         parquet = open_parquet(path)
         columns = tuple(parquet.schema_arrow.names)
-        files.append(InputFile(path, parquet.metadata.num_rows, sha256_file(path), columns))
+        files.append(InputFile(path, parquet.metadata.num_rows, columns))
     if not any(f.rows for f in files):
         raise InputError("no rows", file=files[0].path, got="0 rows", expected="at least one row")
     return files

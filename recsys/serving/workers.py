@@ -7,16 +7,14 @@ then keep all cores busy without waiting for each other, and a row's score does 
 
 from __future__ import annotations
 
+import glob
 import importlib
 import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor
-from concurrent.futures import wait as wait_for
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +23,31 @@ from recsys.log import log
 from recsys.serving.inputs import Shard
 from recsys.serving.job import Job
 from recsys.serving.places import place
-from recsys.serving.protocol import ScorerLike, device_of, load_scorer
+from recsys.serving.processes import Processes
+from recsys.serving.protocol import ScorerLike, load_scorer
 from recsys.serving.rows import Pairs
 from recsys.serving.shards import Task, Work, score_shard
 from recsys.storage import as_location
 
-_WORTH_A_PROCESS = 262_144  # rows: starting one takes some seconds
-_TELL = 0.5
+_WORTH_A_PROCESS = 262_144  # rows: starting one takes a second or two
 _RAY_RETRIES = 10  # of one shard, when its node or process is lost
 
 
-def default_workers(shards: Sequence[Shard], scorer: ScorerLike) -> int:
+def default_workers(shards: Sequence[Shard], device: str) -> int:
     """One a core that this process may use, and no more than there is work for; one on a GPU."""
-    if not device_of(scorer).startswith("cpu"):
+    if not device.startswith("cpu"):
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     rows = sum(s.stop - s.start for s in shards)
     return max(1, min(cores, len(shards), rows // _WORTH_A_PROCESS))
+
+
+def likely_device(device: str) -> str:
+    """Where a model asked for on ``device`` will run, as far as is known without PyTorch, which takes a second to load:
+    ``auto`` is the CPU where the system shows no GPU."""
+    if device == "auto" and not any(glob.glob(f"/dev/{name}") for name in ("nvidia*", "nvhost*", "dxg", "kfd")):
+        return "cpu"
+    return device
 
 
 def run_here(job: Job, shards: Sequence[Shard], work: Work, done: Callable[[Shard], None]) -> None:
@@ -95,11 +101,9 @@ def one_thread() -> Iterator[None]:
         pa.set_cpu_count(before[1])
 
 
-def run_processes(task: Task, job: Job, shards: Sequence[Shard], work: Work, count: int,
+def run_processes(processes: Processes, task: Task, job: Job, shards: Sequence[Shard], work: Work, count: int,
                   done: Callable[[Shard], None]) -> None:
     """Score with ``count - 1`` processes beside this one; a killed one's shards are taken over by the others."""
-    import multiprocessing
-
     told: set[Shard] = set()
 
     def tell(shard: Shard) -> None:
@@ -107,56 +111,47 @@ def run_processes(task: Task, job: Job, shards: Sequence[Shard], work: Work, cou
             told.add(shard)
             done(shard)
 
-    # One pool a process: a pool ends all of its processes when one is killed.
-    context = multiprocessing.get_context("spawn")
-    pools = [ProcessPoolExecutor(1, context, _die_with_parent, (os.getpid(),)) for _ in range(1, count)]
+    processes.start(count - 1)
     try:
-        # Each begins elsewhere, so that they seldom ask for the same shard.
-        futures = [pool.submit(_work, task, i / count) for i, pool in enumerate(pools, 1)]
+        for i in range(1, count):
+            processes.give(task, i / count)  # each begins elsewhere, so that they seldom ask for the same shard
         run_here(job, shards, work, tell)
-        pending = set(futures)
-        while pending:
-            ended, pending = wait_for(pending, timeout=_TELL, return_when=FIRST_COMPLETED)
-            for future in ended:
-                try:
-                    future.result()
-                except BrokenProcessPool:
-                    log.warning("score: a worker was killed; others took its shards")
+        for finished in processes.results():
+            if not finished:
+                log.warning("score: a worker was killed; others took its shards")
     finally:
-        for pool in pools:
-            pool.shutdown(wait=True, cancel_futures=True)
+        processes.close()
     run_here(job, [s for s in shards if job.finished(s) is None], work, tell)
 
 
-def _die_with_parent(parent: int) -> None:
-    """Ask the system to end this process with its parent, however that ends (Linux)."""
-    import ctypes
-    import signal
-    import sys
-
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(1)
+def worker_processes(model: str, device: str) -> Processes:
+    """Processes that load the model, then take part in the job that they are given."""
+    return Processes(partial(_scorer, model, device), _work)
 
 
-def _work(task: Task, start: float) -> int:
+def _work(task: Task, start: float) -> None:
     """A worker in a process of its own: all shards, from a place of its own on."""
     job, work = _opened(task)
     at = int(start * len(task.shards))
     run_here(job, [*task.shards[at:], *task.shards[:at]], work, lambda _: None)
-    return os.getpid()
+
+
+@lru_cache(1)  # loaded while there is no job yet, then used by it
+def _scorer(model: str, device: str) -> ScorerLike:
+    return load_scorer(model, device)
 
 
 def _opened(task: Task) -> tuple[Job, Work]:
-    return _load(task.model, task.ads, task.files, task.output, task.key, task.scored_at, task.schema, task.batch_rows,
-                 task.keep, task.device)
+    return _load(task.model, task.model_id, task.ads, task.files, task.output, task.key, task.scored_at, task.schema,
+                 task.batch_rows, task.keep, task.device)
 
 
 @lru_cache(1)  # a process that serves many tasks of a job loads the model once
-def _load(model: str, ads: str | None, files: tuple[Any, ...], output: str, key: str, scored_at: Any, schema: Any,
-          batch_rows: int, keep: tuple[str, ...], device: str) -> tuple[Job, Work]:
-    scorer = load_scorer(model, device)
+def _load(model: str, model_id: str, ads: str | None, files: tuple[Any, ...], output: str, key: str, scored_at: Any,
+          schema: Any, batch_rows: int, keep: tuple[str, ...], device: str) -> tuple[Job, Work]:
+    scorer = _scorer(model, device)
+    if scorer.model_id != model_id:
+        raise RecsysError(f"{model}: was replaced while the job started ({model_id} by {scorer.model_id}); run again")
     pairs = Pairs(scorer.columns, keep, batch_rows, None if ads is None else Path(ads))
     return Job(place(as_location(output)), key, scored_at), Work(scorer, pairs, list(files), schema, batch_rows)
 
