@@ -16,6 +16,7 @@ from recsys.models.build import assemble, tables_of
 from recsys.models.calibration import Calibration
 from recsys.models.embeddings import write_tensor
 from recsys.models.embeddings.quantised import Bits, Packed, QuantisedEmbeddings
+from recsys.models.packed_linear import can_pack, pack_linears
 from recsys.models.ranker import Ranker
 
 _TABLES = "tables"
@@ -86,6 +87,8 @@ def scoring_ranker(encoder: FeatureEncoder, config: ModelConfig, content: np.nda
         write_tensor(name, target, weights[name])
     if narrow:
         _narrow(model)
+        if device.type == "cpu" and can_pack():
+            pack_linears(model)
     return model
 
 
