@@ -21,7 +21,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from recsys.kernels.dispatch import autocast_dtype, uses_triton
+from recsys.kernels.dispatch import autocast_dtype, uses_triton, wants_op
 
 
 def pair_order(features: int) -> torch.Tensor:
@@ -59,8 +59,7 @@ def dot_interaction_reference(x: torch.Tensor, first: int = 0, last: int = 0) ->
     return torch.cat([x[:, first:last].flatten(1), pairs], dim=1)
 
 
-@torch.library.custom_op("recsys::dot_interaction", mutates_args=())
-def _dot_interaction(x: torch.Tensor, first: int, last: int, kernels: str) -> torch.Tensor:
+def _forward(x: torch.Tensor, first: int, last: int, kernels: str) -> torch.Tensor:
     if uses_triton(kernels, x):
         from recsys.kernels.on_triton import dot_interaction as on_triton
 
@@ -74,6 +73,9 @@ def _dot_interaction(x: torch.Tensor, first: int, last: int, kernels: str) -> to
     out[:, start:split].unflatten(1, runs.shape[1:]).copy_(runs)
     out[:, split:].copy_(rest)
     return out
+
+
+_dot_interaction = torch.library.custom_op("recsys::dot_interaction", _forward, mutates_args=())
 
 
 @_dot_interaction.register_fake
@@ -142,4 +144,4 @@ def dot_interaction(x: torch.Tensor, first: int = 0, last: int = 0, kernels: str
         return x[:, first:last].flatten(1)
     if kernels == "reference":
         return dot_interaction_reference(x, first, last)
-    return _dot_interaction(x, first, last, kernels)
+    return (_dot_interaction if wants_op(x) else _forward)(x, first, last, kernels)

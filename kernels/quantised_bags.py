@@ -27,7 +27,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import torch
-from recsys.kernels.dispatch import uses_triton
+from recsys.kernels.dispatch import uses_triton, wants_op
 
 Kind = Literal["int8", "int4", "fp8", "fp32"]
 HEADER = 4
@@ -116,10 +116,8 @@ def quantised_bags_reference(tables: torch.Tensor, kind: Kind, values: torch.Ten
     return torch.cat([total.view(len(first_row), batch, dim).transpose(0, 1).to(beside.dtype), beside], dim=1)
 
 
-@torch.library.custom_op("recsys::quantised_bags", mutates_args=())
-def _quantised_bags(tables: torch.Tensor, kind: str, values: torch.Tensor, offsets: torch.Tensor,
-                    first_row: torch.Tensor, beside: torch.Tensor, weights: torch.Tensor | None, mean: bool,
-                    kernels: str) -> torch.Tensor:
+def _forward(tables: torch.Tensor, kind: str, values: torch.Tensor, offsets: torch.Tensor, first_row: torch.Tensor,
+             beside: torch.Tensor, weights: torch.Tensor | None, mean: bool, kernels: str) -> torch.Tensor:
     if uses_triton(kernels, beside):
         from recsys.kernels.on_triton import quantised_bags as on_triton
 
@@ -160,6 +158,9 @@ def _fbgemm(kind: str, features: int, dim: int, mean: bool, output: torch.dtype)
         "lxu_cache_locations": None, "fp8_exponent_bits": -1, "fp8_exponent_bias": -1}
 
 
+_quantised_bags = torch.library.custom_op("recsys::quantised_bags", _forward, mutates_args=())
+
+
 @_quantised_bags.register_fake
 def _(tables: torch.Tensor, kind: str, values: torch.Tensor, offsets: torch.Tensor, first_row: torch.Tensor,
       beside: torch.Tensor, weights: torch.Tensor | None, mean: bool, kernels: str) -> torch.Tensor:
@@ -197,4 +198,5 @@ def quantised_bags(tables: torch.Tensor, kind: Kind, values: torch.Tensor, offse
                          f"got {tables.shape[1]}")
     if kernels == "reference":
         return quantised_bags_reference(tables, kind, values, offsets, first_row, beside, weights, mean)
-    return _quantised_bags(tables, kind, values, offsets, first_row, beside, weights, mean, kernels)
+    call = _quantised_bags if wants_op(beside) else _forward
+    return call(tables, kind, values, offsets, first_row, beside, weights, mean, kernels)

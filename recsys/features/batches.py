@@ -7,14 +7,17 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 from torch.nn import functional
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from recsys.features.bags import Bags
 from recsys.features.encoded import Encoded
+
+if TYPE_CHECKING:
+    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 T = TypeVar("T")
 
@@ -25,7 +28,8 @@ class Batch:
 
     Attributes:
         dense: float32 [B, width].
-        sparse: int32 ids, keys = categorical features then list features; the former have length 1 throughout.
+        sparse: int32 ids, keys = categorical features then list features; the former have length 1 throughout. Of rows
+            that are only scored :class:`Bags`.
         content_row: int64 [B], row of the ad in the content matrix; 0 is the zero vector.
         history_content: content rows int64 [sum of lengths] and lengths int64 [B] of the user's history.
         trials, successes: float32 [B, heads].
@@ -35,7 +39,7 @@ class Batch:
     """
 
     dense: torch.Tensor
-    sparse: KeyedJaggedTensor
+    sparse: KeyedJaggedTensor | Bags
     content_row: torch.Tensor
     history_content: tuple[torch.Tensor, torch.Tensor]
     trials: torch.Tensor
@@ -62,6 +66,8 @@ def padded(batch: Batch, rows: int) -> Batch:
 
     Ranks that cut a table by rows must have batches of one size (gloo knows no other).
     """
+    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
     more, features = rows - len(batch), len(batch.sparse.keys())
     if more <= 0:
         return batch
@@ -84,7 +90,7 @@ def gather(data: Encoded, rows: np.ndarray, keys: Sequence[str]) -> Batch:
     return to_batch(data.take(rows), keys)
 
 
-def to_batch(data: Encoded, keys: Sequence[str]) -> Batch:
+def to_batch(data: Encoded, keys: Sequence[str], plain: bool = False) -> Batch:
     """All rows of some encoded data as a batch.
 
     The ids of all categorical features stand in one flat feature-major block [F, B]: the KeyedJaggedTensor is a view
@@ -93,6 +99,7 @@ def to_batch(data: Encoded, keys: Sequence[str]) -> Batch:
     Args:
         data: B encoded rows.
         keys: feature names, categorical then list features (``FeatureEncoder.keys``).
+        plain: ids as :class:`Bags`, which need no TorchRec.
     """
     b, one_hot = len(data), data.sparse.shape[1]
     everything = np.arange(b)
@@ -102,10 +109,17 @@ def to_batch(data: Encoded, keys: Sequence[str]) -> Batch:
     flat = np.concatenate([block, *(values for values, _ in lists)]) if lists else block
     lengths = np.concatenate([np.ones((one_hot, b), np.int32), *(n for _, n in lists)])
     trials = np.ones((b, 1), np.float32) if data.trials is None else data.trials
+    names, values, counts = list(keys), torch.from_numpy(flat), torch.from_numpy(lengths.reshape(-1))
+    sparse: KeyedJaggedTensor | Bags
+    if plain:
+        sparse = Bags(names, values, counts, b)
+    else:
+        from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+        sparse = KeyedJaggedTensor(keys=names, values=values, lengths=counts, stride=b)
     return Batch(
         dense=torch.from_numpy(data.dense),
-        sparse=KeyedJaggedTensor(keys=list(keys), values=torch.from_numpy(flat),
-                                 lengths=torch.from_numpy(lengths.reshape(-1)), stride=b),
+        sparse=sparse,
         content_row=torch.from_numpy(data.content_row.astype(np.int64)),
         history_content=(torch.from_numpy(data.history.values.astype(np.int64)),
                          torch.from_numpy(np.diff(data.history.offsets).astype(np.int64))),

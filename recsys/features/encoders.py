@@ -259,10 +259,11 @@ def require_columns(table: pa.Table, names: Iterable[str], file: str | Path | No
     Raises:
         InputError: names the first missing column.
     """
+    present = set(table.column_names)
     for name in names:
-        if name not in table.column_names:
-            raise InputError("missing column", file=file, column=name,
-                             got=sorted(table.column_names), expected="a feature column of the model")
+        if name not in present:
+            raise InputError("missing column", file=file, column=name, got=sorted(present),
+                             expected="a feature column of the model")
 
 
 def _list(table: pa.Table, name: str, file: str | Path | None) -> pa.Array:

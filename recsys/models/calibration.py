@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import expit, logit
 
 Kind = Literal["none", "platt", "isotonic"]
 _KNOTS = 256
@@ -64,6 +62,9 @@ class Calibration:
 
 def _platt(z: np.ndarray, trials: np.ndarray, successes: np.ndarray) -> tuple[float, float]:
     """Slope and intercept of least log loss. Targets are Platt's: (s + 1) / (s + 2) and 1 / (f + 2) of s and f."""
+    from scipy.optimize import minimize  # imported here, as scoring fits nothing
+    from scipy.special import expit
+
     s, f = successes.sum(), (trials - successes).sum()
     high, low = (s + 1) / (s + 2), 1 / (f + 2)
     won = successes * high + (trials - successes) * low
@@ -84,6 +85,7 @@ def _isotonic(z: np.ndarray, trials: np.ndarray, successes: np.ndarray) -> tuple
 
     Rates have one success and one failure spread over the bins added, so that none is 0 or 1.
     """
+    from scipy.special import logit
     from sklearn.isotonic import IsotonicRegression
 
     order = np.argsort(z, kind="stable")

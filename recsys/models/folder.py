@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from recsys.config import ModelConfig, Strict
 from recsys.content.semantic_ids import ResidualQuantiser
 from recsys.content.vectors import CorpusTransform
-from recsys.contracts import read_parquet
+from recsys.contracts import open_parquet, read_parquet
 from recsys.errors import InputError
 from recsys.features.encoders import FeatureEncoder
 from recsys.stage import read_manifest, sha256_file, write_json
@@ -90,7 +90,7 @@ def read_definition(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise InputError("damaged file", file=file, column=missing[0], got=sorted(spec), expected="this key")
     vocabulary = folder / VOCABULARY
     has_values = any(v["rows"] > 1 for v in spec["features"]["tables"].values() if v["kind"] == "vocabulary")
-    table = read_parquet(vocabulary) if has_values or spec["has_content"] else pq.read_table(vocabulary)
+    table = read_parquet(vocabulary) if has_values or spec["has_content"] else open_parquet(vocabulary).read()
     arrays = _tensors(folder / CONTENT, load_numpy) if spec["has_content"] else {}
     encoder = FeatureEncoder.from_json(spec["features"], table, vocabulary, _under("of_content.", arrays))
     transform = quantiser = None

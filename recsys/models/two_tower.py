@@ -138,7 +138,8 @@ class TwoTower(Trained):
 
     def _shown(self, batch: Batch) -> torch.Tensor:
         """1 where a feature of the ad may be looked at, 0 where it is unknown or hidden; [B, ad's features]."""
-        rows = [batch.sparse[name].values() > 0 for name in self._ad_names]
+        sparse: Any = batch.sparse
+        rows = [sparse[name].values() > 0 for name in self._ad_names]
         if self.training and self.config.id_dropout:
             # An ad that hides its id, and its semantic id from some level on, looks like one that training never saw:
             # after Volkovs, Yu and Poutanen 2017 (DropoutNet, NeurIPS).

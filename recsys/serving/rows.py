@@ -194,7 +194,8 @@ class Pairs:
             if pc.any(mask).as_py():
                 rejected.append(reject(pairs.filter(mask), file, name, reason))
                 pairs = pairs.filter(pc.invert(mask))
-        return pairs, pa.concat_tables([REJECTED.schema().empty_table(), *rejected]).sort_by("row")
+        found = pa.concat_tables([REJECTED.schema().empty_table(), *rejected])
+        return pairs, found.take(pc.sort_indices(found["row"])) if found.num_rows else found
 
 
 def reject(pairs: pa.Table, file: str | Path, column: str, reason: str) -> pa.Table:

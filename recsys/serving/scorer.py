@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from scipy.special import expit
 
 from recsys.errors import InputError
 from recsys.features.batches import to_batch
@@ -17,6 +16,7 @@ from recsys.features.block import BlockEncoder
 from recsys.features.encoded import Encoded
 from recsys.features.encoders import FeatureEncoder
 from recsys.models.bundle import Bundle, load_bundle
+from recsys.models.embeddings.quantised import QuantisedEmbeddings
 from recsys.training.evaluate import mean_logits
 
 _CHUNK = 4096  # activations of so many rows stay in a core's cache
@@ -33,6 +33,7 @@ class Scorer:
         self._bundle = bundle
         self._keys = bundle.encoder.keys
         self._block = BlockEncoder(bundle.encoder)
+        self._plain = all(m.embeddings is None or isinstance(m.embeddings, QuantisedEmbeddings) for m in bundle.models)
 
     @classmethod
     def load(cls, model_dir: str | Path, device: str = "auto") -> Scorer:
@@ -168,7 +169,7 @@ class Scorer:
 
     def score_encoded(self, encoded: Encoded) -> dict[str, np.ndarray]:
         """Score rows that :attr:`encoder` has encoded; head -> probability float64 [n]. Threads may share a scorer."""
-        probabilities = expit(self.calibrated(self.logits(encoded)))
+        probabilities = torch.from_numpy(self.calibrated(self.logits(encoded))).sigmoid_().numpy()
         return {head: probabilities[:, i] for i, head in enumerate(self.heads)}
 
     def logits(self, encoded: Encoded) -> np.ndarray:
@@ -180,7 +181,8 @@ class Scorer:
             for start in range(0, len(encoded), _CHUNK):
                 stop = min(start + _CHUNK, len(encoded))
                 part = encoded if whole else encoded.take(np.arange(start, stop))
-                logits[start:stop] = mean_logits(bundle.models, to_batch(part, self._keys).to(bundle.device))
+                batch = to_batch(part, self._keys, self._plain).to(bundle.device)
+                logits[start:stop] = mean_logits(bundle.models, batch)
         return logits
 
     def calibrated(self, logits: np.ndarray) -> np.ndarray:

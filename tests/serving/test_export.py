@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,6 +48,15 @@ def trained(split: Path) -> Path:
 def bundle(split: Path, trained: Path) -> Path:
     export_bundle(trained, split.parent / "bundle", data=split, calibration="platt", bounds=LOOSE, program=False)
     return split.parent / "bundle"
+
+
+def test_scoring_a_bundle_imports_little(bundle: Path, tmp_path: Path) -> None:
+    pq.write_table(toy_table(300, 9), tmp_path / "in.parquet")
+    code = ("import sys; from recsys.serving import score_batch; score_batch(*sys.argv[1:]);"
+            "print(sorted({'torchrec', 'torch._dynamo', 'scipy.optimize', 'sklearn'} & set(sys.modules)))")
+    done = subprocess.run([sys.executable, "-c", code, bundle, tmp_path / "in.parquet", tmp_path / "out"], check=True,
+                          capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"  # each takes a process of a job a tenth of its start, or more
 
 
 def test_a_bundle_scores_as_the_model_and_as_its_example(trained: Path, bundle: Path) -> None:

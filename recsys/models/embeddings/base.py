@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
-from torchrec.optim import RowWiseAdagrad
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.config import TrainingConfig
 from recsys.config.training import SparseOptimizer, TableConfig
 from recsys.kernels.dispatch import autocast_dtype
+
+if TYPE_CHECKING:
+    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+    from recsys.features.bags import Bags
 
 EPS = 1e-8
 _BLOCK = 1 << 16  # rows initialised from one seed
@@ -81,7 +84,7 @@ class Embeddings(nn.Module):
         self.tables, self.dim = tables, dim
         self.steps = torch.zeros((), dtype=torch.int64)
 
-    def forward(self, sparse: KeyedJaggedTensor) -> torch.Tensor:
+    def forward(self, sparse: KeyedJaggedTensor | Bags) -> torch.Tensor:
         """Mean-pooled embeddings [B, F, D], features in the order of the tables' ``features``; empty bag: zeros."""
         raise NotImplementedError
 
@@ -155,6 +158,8 @@ def torch_optimizer(kind: SparseOptimizer) -> tuple[type[torch.optim.Optimizer],
 
     Row-wise Adagrad: Duchi et al. 2011 with one accumulator a row, as TorchRec has it.
     """
+    from torchrec.optim import RowWiseAdagrad  # a second to import, and scoring has no optimizer
+
     return {
         "rowwise_adagrad": (RowWiseAdagrad, {"eps": EPS}),
         "adagrad": (torch.optim.Adagrad, {"eps": EPS}),

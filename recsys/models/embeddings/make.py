@@ -9,8 +9,6 @@ import torch
 from recsys.config.training import ParallelConfig
 from recsys.errors import InputError
 from recsys.models.embeddings.base import Embeddings, SparseOptions, Table
-from recsys.models.embeddings.dense import DenseEmbeddings
-from recsys.models.embeddings.fused import FusedEmbeddings
 
 if TYPE_CHECKING:
     from recsys.training.world import World
@@ -39,13 +37,17 @@ def make_embeddings(backend: str, tables: list[Table], dim: int, options: Sparse
         backend = "sharded" if ranks > 1 else "fused"
     _check(backend, tables, options, device, ranks, parallel)
     seed = int(torch.randint(1 << 62, ()).item())
+    # A backend is imported when it is made: TorchRec takes a second, its distributed part more.
     # One draw, whatever the backend: all of them, and the dense part after them, start alike.
     with torch.random.fork_rng(devices=[]):
         if backend == "dense":
+            from recsys.models.embeddings.dense import DenseEmbeddings
+
             return DenseEmbeddings(tables, dim, options, device, seed)
         if backend == "fused":
+            from recsys.models.embeddings.fused import FusedEmbeddings
+
             return FusedEmbeddings(tables, dim, options, device, seed)
-        # torchrec.distributed takes seconds to import
         from recsys.models.embeddings.sharded import ShardedEmbeddings
 
         if world is None:

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.kernels.dispatch import Kernels
 from recsys.kernels.quantised_bags import dequantise, quantise, quantised_bags, row_bytes
 from recsys.models.embeddings.base import Embeddings, Table
+
+if TYPE_CHECKING:
+    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+    from recsys.features.bags import Bags
 
 Bits = Literal["int8", "int4", "fp32"]
 
@@ -103,15 +107,15 @@ class QuantisedEmbeddings(Embeddings):
             return None
         return self._matrix.view(torch.float32), self._first_row
 
-    def ids(self, sparse: KeyedJaggedTensor) -> torch.Tensor:
+    def ids(self, sparse: KeyedJaggedTensor | Bags) -> torch.Tensor:
         """[F, B], where every bag is one row."""
         return self._in_order(sparse).values().view(len(self._features), -1)
 
-    def forward(self, sparse: KeyedJaggedTensor) -> torch.Tensor:
+    def forward(self, sparse: KeyedJaggedTensor | Bags) -> torch.Tensor:
         """See :class:`Embeddings`."""
         return self.joined(sparse, [])
 
-    def joined(self, sparse: KeyedJaggedTensor, others: Sequence[torch.Tensor]) -> torch.Tensor:
+    def joined(self, sparse: KeyedJaggedTensor | Bags, others: Sequence[torch.Tensor]) -> torch.Tensor:
         """See :class:`Embeddings`; one call writes all of it, where rows are stored as wide as they are."""
         sparse, wide = self._in_order(sparse), padded_dim(self.dim)
         apart = wide != self.dim or any(x.dtype != self.output for x in others)
@@ -122,7 +126,7 @@ class QuantisedEmbeddings(Embeddings):
                                beside, mean=self._mean, kernels=self.kernels)[..., : self.dim]
         return torch.cat([found, *others], dim=1) if others and apart else found
 
-    def _in_order(self, sparse: KeyedJaggedTensor) -> KeyedJaggedTensor:
+    def _in_order(self, sparse: KeyedJaggedTensor | Bags) -> KeyedJaggedTensor | Bags:
         keys = sparse.keys()
         return sparse if keys == self._features else sparse.permute([keys.index(f) for f in self._features])
 
