@@ -50,12 +50,14 @@ def uses_triton(kernels: str, x: torch.Tensor) -> bool:
 
 
 def wants_op(*tensors: torch.Tensor) -> bool:
-    """Whether a call must go through an op's registered form: something traces, or a gradient is wanted.
+    """Whether a call must go through an op's registered form: something traces, tensors are fake, meta or of another
+    subclass, or a gradient is wanted.
 
     Else its plain function does: an op of Python code imports ``torch._dynamo`` when the dispatcher first calls it,
     which takes as long as importing all else that a scoring process needs besides PyTorch.
     """
-    return torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    return torch.compiler.is_compiling() or any(type(t) is not torch.Tensor or t.is_meta for t in tensors) or (
+        torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
 
 
 def autocast_dtype(x: torch.Tensor) -> torch.dtype:

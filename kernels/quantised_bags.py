@@ -198,5 +198,5 @@ def quantised_bags(tables: torch.Tensor, kind: Kind, values: torch.Tensor, offse
                          f"got {tables.shape[1]}")
     if kernels == "reference":
         return quantised_bags_reference(tables, kind, values, offsets, first_row, beside, weights, mean)
-    call = _quantised_bags if wants_op(beside) else _forward
+    call = _quantised_bags if wants_op(tables, beside) else _forward
     return call(tables, kind, values, offsets, first_row, beside, weights, mean, kernels)

@@ -15,6 +15,7 @@ from recsys.kernels.quantised_bags import (
     quantised_bags_reference,
     row_bytes,
 )
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from tests.kernels.parity import drawn, dtypes, kernels, near
 
@@ -94,6 +95,18 @@ def test_wrong_rows_are_refused() -> None:
         quantise(torch.zeros(2, 6), "int8")
     with pytest.raises(ValueError, match="no such kind"):
         row_bytes("int2", 8)
+
+
+def test_shapes_are_known_without_numbers() -> None:
+    inputs = _inputs("int8", 3, 2, 8, 2)
+    with FakeTensorMode() as mode:
+        fake = quantised_bags(**{n: mode.from_tensor(x) if isinstance(x, torch.Tensor) else x
+                                 for n, x in inputs.items()})
+    assert isinstance(fake, FakeTensor)
+    assert fake.shape == (3, 4, 8)
+    meta = quantised_bags(**{n: x.to("meta") if isinstance(x, torch.Tensor) else x for n, x in inputs.items()})
+    assert meta.is_meta
+    assert meta.shape == (3, 4, 8)
 
 
 @pytest.mark.parametrize("choice", ["auto", "triton"])
