@@ -9,7 +9,7 @@ counts from the moment at which a request was due.
 
     latency    capacity (a closed loop of 8 clients), then 60 % of it, evenly spaced and as a Poisson process, in turns;
                medians over --repeat runs
-    reloads    60 % of the capacity, evenly spaced, while versions are loaded one after the other
+    reloads    60 % of the capacity, evenly spaced, while versions are loaded, one every 1.5 s
     overload   three times the capacity: answers a second beside the capacity, what the rest gets and when
     soak       the same for --seconds: memory of the server
     peer       capacity of a plain FastAPI + pydantic + torch service (benchmarks/peers/fastapi_plain.py) of the same
@@ -40,7 +40,7 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parent
-ROWS, REQUESTS, SHARE, TIMES = 500, 64, 0.6, 3.0
+ROWS, REQUESTS, SHARE, TIMES, LOAD_EVERY = 500, 64, 0.6, 3.0, 1.5
 SERVER_CORE, LOAD_CORE = 0, 1
 INFER = "/v2/models/ranker/infer"
 
@@ -185,7 +185,7 @@ def latency(model: Path, work: Path, args: argparse.Namespace) -> dict[str, Any]
 
 
 def reloads(model: Path, work: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """60 % of the capacity while versions of the model are loaded one after the other."""
+    """60 % of the capacity, and every LOAD_EVERY seconds the other one of two versions is loaded."""
     from open_loop import run
 
     requests, versions = [binary_request(t) for t in tables(work)], work / "versions"
@@ -197,9 +197,9 @@ def reloads(model: Path, work: Path, args: argparse.Namespace) -> dict[str, Any]
         rate = SHARE * capacity(port, requests, 5)["answered_per_second"]
         load: list[Any] = []
         worker = threading.Thread(target=lambda: (load.append(run("127.0.0.1", port, requests, rate,
-                                                                  args.seconds or 20)), ending.set()))
+                                                                  args.seconds or 40)), ending.set()))
         worker.start()
-        while not ending.is_set():
+        while not ending.wait(LOAD_EVERY):
             body = json.dumps({"parameters": {"version": str(1 + count % 2)}}).encode()
             url = f"http://127.0.0.1:{port}/v2/repository/models/ranker/load"
             with urllib.request.urlopen(urllib.request.Request(url, body), timeout=60):

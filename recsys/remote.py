@@ -27,7 +27,7 @@ from typing import Any
 from recsys.errors import InputError
 from recsys.log import log
 from recsys.stage import write_json
-from recsys.storage import SCHEMES, file_size, filesystem, first_line, is_url, open_output
+from recsys.storage import SCHEMES, file_size, filesystem, first_line, is_url, need_bucket, open_output
 
 INDEX = "_index.json"
 EVERY = 60.0
@@ -146,7 +146,7 @@ class Remote:
             raise InputError("the object store cannot be read", file=self._address, got=first_line(error),
                              expected="an address that may be read and written") from None
         if not found and is_url(self._address):
-            self._need_bucket()
+            need_bucket(self._address)  # hours of work must not end before a misspelt one
         names = {f.path.removeprefix(self._root).lstrip("/"): f.size for f in found if f.is_file}
         if INDEX in names:
             wanted = self._there = self._files_of(self._read(INDEX))
@@ -167,16 +167,6 @@ class Remote:
             write_json(self._agreed, {"files": self._there})
         else:
             self._there = self._here()
-
-    def _need_bucket(self) -> None:
-        """Hours of work must not end before a misspelt bucket."""
-        from pyarrow import fs
-
-        bucket = self._root.partition("/")[0]
-        with contextlib.suppress(OSError):  # who may not ask may yet be allowed to write
-            if self._system.get_file_info(bucket).type == fs.FileType.NotFound:
-                raise InputError("no such bucket", file=self._address, got=bucket,
-                                 expected="one that exists; recsys makes none")
 
     def _files_of(self, index: bytes) -> dict[str, dict[str, Any]]:
         try:

@@ -12,9 +12,11 @@ or a private endpoint is named by the variable that the cloud's own clients read
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import json
 import os
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 SCHEMES = {"s3": "s3", "gs": "gs", "gcs": "gs", "abfs": "abfs", "abfss": "abfs"}
+_PATIENCE = dt.timedelta(minutes=1)
 _TAIL = 1 << 20  # bytes of an object's end that go into its fingerprint: of a Parquet file, the footer
 
 
@@ -92,10 +95,11 @@ def _connect(scheme: str, account: str, settings: tuple[tuple[str, str], ...]) -
             more = {"endpoint_override": host, "scheme": kind}
         return fs.S3FileSystem(region=region or ("us-east-1" if endpoint else None), **more)
     if scheme == "gs":
+        # Google's library says nothing of a store that does not answer for a quarter of an hour by itself.
         if not value["STORAGE_EMULATOR_HOST"]:
-            return fs.GcsFileSystem()
+            return fs.GcsFileSystem(retry_time_limit=_PATIENCE)
         kind, host = _endpoint(value["STORAGE_EMULATOR_HOST"])
-        return fs.GcsFileSystem(anonymous=True, scheme=kind, endpoint_override=host)
+        return fs.GcsFileSystem(anonymous=True, scheme=kind, endpoint_override=host, retry_time_limit=_PATIENCE)
     name = account or value["AZURE_STORAGE_ACCOUNT"]
     if not name:
         raise ValueError("no account: neither CONTAINER@ACCOUNT in the address nor AZURE_STORAGE_ACCOUNT")
@@ -105,6 +109,23 @@ def _connect(scheme: str, account: str, settings: tuple[tuple[str, str], ...]) -
             kind, host = _endpoint(endpoint)
             more |= {f"{part}_storage_authority": host, f"{part}_storage_scheme": kind}
     return fs.AzureFileSystem(account_name=name, **more)
+
+
+def need_bucket(address: str) -> None:
+    """Refuse an address whose bucket is not there, before anything relies on it.
+
+    A store that does not answer, or that may not be asked, is let pass: it may be written to later.
+
+    Raises:
+        InputError: the store says that there is no such bucket; or as of :func:`filesystem`.
+    """
+    from pyarrow import fs
+
+    system, root = filesystem(address)
+    bucket = root.partition("/")[0]
+    with suppress(OSError):
+        if system.get_file_info(bucket).type == fs.FileType.NotFound:
+            raise InputError("no such bucket", file=address, got=bucket, expected="one that exists; recsys makes none")
 
 
 def _endpoint(text: str) -> tuple[str, str]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from pyarrow import fs
@@ -90,6 +93,56 @@ def abfs() -> Iterator[tuple[str, dict[str, str]]]:
 
 
 STORES = {"s3": s3, "gs": gs, "abfs": abfs}
+
+
+class Gate:
+    """A port before a service: what goes through it arrives, until it is shut and nothing answers there."""
+
+    def __init__(self, port: int) -> None:
+        self._behind, self.port = port, free_port()
+        self._open: list[socket.socket] = []
+        self.open()
+
+    def open(self) -> None:
+        self._door = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._let_in, args=(self._door,), daemon=True).start()
+
+    def shut(self) -> None:
+        for end in [self._door, *self._open]:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+        self._open.clear()
+
+    def _let_in(self, door: socket.socket) -> None:
+        with suppress(OSError):  # shut
+            while True:
+                ends = door.accept()[0], socket.create_connection(("127.0.0.1", self._behind))
+                self._open += ends
+                for one, other in (ends, ends[::-1]):
+                    threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()
+
+    @staticmethod
+    def _pass_on(one: socket.socket, other: socket.socket) -> None:
+        with suppress(OSError):
+            while data := one.recv(1 << 16):
+                other.sendall(data)
+            other.shutdown(socket.SHUT_WR)
+
+
+@contextmanager
+def gated(store: str) -> Iterator[tuple[str, dict[str, str], Gate]]:
+    """A store as :data:`STORES` has it, behind a gate that may be shut for a while."""
+    with STORES[store]() as (address, found):
+        port = next(urlsplit(v).port for v in found.values() if "://" in v)
+        assert port is not None
+        gate = Gate(port)
+        moved = {k: v.replace(f":{port}", f":{gate.port}") for k, v in found.items()}
+        try:
+            with _set(moved):
+                yield address, moved, gate
+        finally:
+            gate.shut()
 
 
 def _wait(port: int) -> None:

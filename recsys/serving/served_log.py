@@ -7,7 +7,8 @@
 A batch is in a segment (safe from a kill of the process) within a moment, and synced (safe from a power cut) within
 ``sync_seconds``. A segment that is full or old becomes one Parquet file, named when the segment was opened, and is then
 deleted: locally by a hidden partial and a rename, in an object store by one put of that name. A crash between the two
-makes the same file again. At the start, segments that dead processes left are published first.
+makes the same file again. At the start, segments that dead processes left are published first. While an object store
+does not answer, segments stay on the local disk and are tried again.
 
 On a full disk nothing is lost and nothing crashes: batches wait in the queue, and when that is full :class:`LogFull`
 tells the service to refuse (503): what is not logged is not shown.
@@ -32,7 +33,7 @@ from recsys.log import log
 from recsys.row_groups import ROWS
 from recsys.serving.counts import Counts
 from recsys.serving.segments import SUFFIX, SegmentWriter, read_segment, take_orphans
-from recsys.storage import filesystem, is_url, join
+from recsys.storage import filesystem, first_line, is_url, join, need_bucket
 
 _RETRY_SECONDS = 0.5
 _MOST_OPEN = 16
@@ -54,7 +55,7 @@ class ServedLog:
         counts: rows appended, written, published, recovered; batches refused; errors; torn bytes found at recovery.
 
     Raises:
-        InputError: the folders cannot be made or written.
+        InputError: the folders cannot be made or written, an address that is none, or a bucket that does not exist.
     """
 
     def __init__(self, name: str, config: ServedLogConfig) -> None:
@@ -63,7 +64,9 @@ class ServedLog:
         self.counts = Counts()
         try:
             self._state.mkdir(parents=True, exist_ok=True)
-            if not is_url(config.folder):
+            if is_url(config.folder):
+                need_bucket(config.folder)
+            else:
                 Path(config.folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError("the log's folder cannot be used", file=error.filename, got=error.strerror,
@@ -71,6 +74,7 @@ class ServedLog:
         self._queue: queue.Queue[pa.RecordBatch | threading.Event] = queue.Queue(config.queue)
         self._closed: queue.Queue[SegmentWriter | None] = queue.Queue()
         self._open: list[SegmentWriter] = []
+        self._left: list[SegmentWriter] = []  # the publisher's, not published yet
         self._last_sync = time.monotonic()
         self._ending, self._door = threading.Event(), threading.Lock()
         for orphan in take_orphans(self._state, name):
@@ -117,11 +121,12 @@ class ServedLog:
         self._writer.join(timeout)
         self._closed.put(None)
         self._publisher.join(max(0.0, deadline - time.monotonic()))
-        whole = not self._writer.is_alive() and not self._publisher.is_alive() and self._queue.empty()
-        if not whole:
-            log.warning("served log %s: %d batches not written, segments left in %s for the next start", self.name,
-                        self._queue.qsize(), self._state)
-        return whole
+        ended = not self._writer.is_alive() and not self._publisher.is_alive()
+        if ended and self._queue.empty() and not self._left:
+            return True
+        log.warning("served log %s: %d batches not written, segments left in %s for the next start", self.name,
+                    self._queue.qsize(), self._state)
+        return False
 
     # The writer's thread.
 
@@ -198,18 +203,17 @@ class ServedLog:
     # The publisher's thread.
 
     def _publish_all(self) -> None:
-        left: list[SegmentWriter] = []
         while True:
             try:
-                item = self._closed.get(timeout=_RETRY_SECONDS if left else None)
+                item = self._closed.get(timeout=_RETRY_SECONDS if self._left else None)
                 ending = item is None
                 if item is not None:
-                    left.append(item)
+                    self._left.append(item)
             except queue.Empty:
                 ending = False
-            left = [s for s in left if not self._publish(s)]
+            self._left = [s for s in self._left if not self._publish(s)]
             if ending:
-                for segment in left:
+                for segment in self._left:
                     segment.close()
                 return
 
@@ -239,7 +243,7 @@ class ServedLog:
 
     def _complain(self, error: Exception) -> None:
         if self.counts["errors"] % 100 == 0:
-            log.warning("served log %s: %s; it is tried again", self.name, error)
+            log.warning("served log %s: %s; it is tried again", self.name, first_line(error))
         self.counts.add(errors=1)
 
 
@@ -250,9 +254,13 @@ def write_parquet(table: pa.Table, folder: str | Path, name: str) -> None:
         OSError: it cannot be written; nothing of it is left.
     """
     if is_url(folder):
+        # The whole of it before the first byte goes out: a stream that is left by an error is closed, too, and then the
+        # object is there.
+        made = pa.BufferOutputStream()
+        pq.write_table(table, made, compression="zstd", row_group_size=ROWS)
         system, path = filesystem(str(join(folder, name)))
-        with system.open_output_stream(path) as sink:  # the object is there when the stream is closed
-            pq.write_table(table, sink, compression="zstd", row_group_size=ROWS)
+        with system.open_output_stream(path) as sink:
+            sink.write(made.getvalue())
         return
     final = Path(folder) / name
     partial = final.with_name(f".{name}.partial")

@@ -108,7 +108,7 @@ def test_a_disk_too_full_for_parquet_keeps_the_segment_for_the_next_start(tmp_pa
         patch.setattr(served_log.pq, "write_table", fail)
         log = ServedLog("a", ServedLogConfig(folder=str(tmp_path)))
         log.append(batch(0, 4))
-        log.close()
+        assert not log.close()
     assert published(tmp_path) == []
     again = ServedLog("a", ServedLogConfig(folder=str(tmp_path)))
     wait_until(lambda: again.counts["recovered"] == 4, "rows recovered")
