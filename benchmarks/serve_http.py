@@ -1,6 +1,6 @@
 """The scoring service under load: 500 candidates x 39 features as binary tensors, one core serves, another sends.
 
-    python benchmarks/serve_http.py [--work work/serve_http] [--part latency|reloads|overload|soak|peer]
+    python benchmarks/serve_http.py [--work work/serve_http] [--part latency|rank|reloads|overload|soak|peer]
 
 The model is the DLRM of benchmarks/train_throughput.py, trained on 200,000 rows of benchmarks/criteo_shaped.py and
 published as a bundle (int8 tables, bfloat16 products); requests are 64 different sets of 500 rows of its test part.
@@ -9,6 +9,7 @@ counts from the moment at which a request was due.
 
     latency    capacity (a closed loop of 8 clients), then 60 % of it, evenly spaced and as a Poisson process, in turns;
                medians over --repeat runs
+    rank       the same of /v1/rank with 500 candidates out of 12,000 ads (benchmarks/rank_setup.py), evenly spaced
     reloads    60 % of the capacity, evenly spaced, while versions are loaded, one every 1.5 s
     overload   three times the capacity: answers a second beside the capacity, what the rest gets and when
     soak       the same for --seconds: memory of the server
@@ -165,18 +166,30 @@ print(json.dumps({{"ms_p50": statistics.median(times[20:]), "ms_p99": statistics
 
 
 def latency(model: Path, work: Path, args: argparse.Namespace) -> dict[str, Any]:
+    requests, alone = [binary_request(t) for t in tables(work)], model_alone(model, work)
+    with ours(model) as (_, port):
+        return {"model_alone": alone, **latencies(port, requests, args, "even", "poisson")}
+
+
+def rank(model: Path, work: Path, args: argparse.Namespace) -> dict[str, Any]:
+    from rank_setup import bodies, write_ranking
+
+    requests = [_http("/v1/rank", body, "Content-Type: application/json\r\n") for body in bodies(work, REQUESTS)]
+    with ours(model, "--ranking", str(write_ranking(work, ROWS))) as (_, port):
+        return latencies(port, requests, args, "even")
+
+
+def latencies(port: int, requests: list[bytes], args: argparse.Namespace, *kinds: str) -> dict[str, Any]:
+    """The capacity, and latencies at its share SHARE, of each kind of arrivals."""
     from open_loop import run
 
-    requests = [binary_request(t) for t in tables(work)]
-    found: dict[str, Any] = {"model_alone": model_alone(model, work)}
-    with ours(model) as (_, port):
-        found["capacity"] = capacity(port, requests, args.seconds or 5)
-        rate = SHARE * found["capacity"]["answered_per_second"]
-        runs: dict[str, list[dict[str, Any]]] = {"even": [], "poisson": []}
-        for turn in range(args.repeat):  # in turns, so that a busy moment does not fall on one alone
-            for name, several in runs.items():
-                load = run("127.0.0.1", port, requests, rate, args.seconds or 6, name == "poisson", seed=turn)
-                several.append(load.summary())
+    found: dict[str, Any] = {"capacity": capacity(port, requests, args.seconds or 5)}
+    rate = SHARE * found["capacity"]["answered_per_second"]
+    runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
+    for turn in range(args.repeat):  # in turns, so that a busy moment does not fall on one alone
+        for name, several in runs.items():
+            load = run("127.0.0.1", port, requests, rate, args.seconds or 6, name == "poisson", seed=turn)
+            several.append(load.summary())
     for name, several in runs.items():
         found[name] = {"rate": rate, "runs": several, "not_answered": sum(
             r["requests"] - r["statuses"].get("200", 0) for r in several),
@@ -253,7 +266,7 @@ def peer(model: Path, work: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[Path, Path, argparse.Namespace], dict[str, Any]]] = {
-    "latency": latency, "reloads": reloads, "overload": overload, "soak": overload, "peer": peer}
+    "latency": latency, "rank": rank, "reloads": reloads, "overload": overload, "soak": overload, "peer": peer}
 
 
 def main() -> None:

@@ -25,6 +25,8 @@ class AdTable:
 
     Attributes:
         table: the ads; row i is ad i.
+        columns: its columns' names.
+        ids: of the ads, by row.
         bid: float64[A], currency per click; None where the table has no bids.
         budget: float64[A], currency a period; infinite where there is none.
         file: where it was read.
@@ -37,7 +39,9 @@ class AdTable:
     def __init__(self, path: str | Path, filters: Sequence[str] = (), reserve: float = 0.0) -> None:
         self.file, self._filters = path, tuple(filters)
         self.table = read_parquet(path, _CONTRACT).combine_chunks()
-        ids = self.table["ad_id"].to_pylist()
+        self.columns = frozenset(self.table.column_names)
+        self.ids: list[str] = self.table["ad_id"].to_pylist()
+        ids = self.ids
         self._rows = {ad: row for row, ad in enumerate(ids)}
         if len(self._rows) < len(ids):
             row = next(r for r, ad in enumerate(ids) if self._rows[ad] != r)
@@ -47,6 +51,7 @@ class AdTable:
         self.budget = np.full(len(ids), np.inf) if budget is None else budget
         # A bid below the reserve takes no part in the auction (recsys.auction.run_auctions).
         self._open = np.ones(len(ids), bool) if self.bid is None else (self.bid >= reserve) & (self.bid > 0)
+        self._by_bid = np.arange(len(ids)) if self.bid is None else np.argsort(-self.bid, kind="stable")
         self._masks: dict[tuple[str, ...], np.ndarray] = {}
         self._lock = threading.Lock()
         for text in self._filters:
@@ -54,7 +59,7 @@ class AdTable:
                 rows_where(self.table, text)
 
     def _numbers(self, name: str, missing: float) -> np.ndarray | None:
-        if name not in self.table.column_names:
+        if name not in self.columns:
             return None
         return self.table[name].fill_null(missing).to_numpy().astype(np.float64)
 
@@ -103,11 +108,7 @@ class AdTable:
 
     def best(self, mask: np.ndarray, k: int) -> np.ndarray:
         """At most ``k`` of the ads of a mask: the highest bids, ties in the table's order; int64, ascending rows."""
-        rows = np.flatnonzero(mask)
-        if len(rows) > k:
-            order = np.arange(len(rows)) if self.bid is None else np.argsort(-self.bid[rows], kind="stable")
-            rows = np.sort(rows[order[:k]])
-        return rows
+        return np.sort(self._by_bid[mask[self._by_bid]][:k])
 
 
 def as_filter(where: Sequence[str]) -> Where:

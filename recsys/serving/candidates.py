@@ -38,7 +38,7 @@ class Prepared:
     Attributes:
         table: the model's columns; K rows as if in the first slot, followed, where prices depend on the model's view of
             the later slots (VCG), by K rows a further slot.
-        rows: int64[K], candidates in the ads table.
+        rows: int64[K], candidates in the ads table, ascending.
         side: one row: context and features of the user.
     """
 
@@ -118,7 +118,7 @@ class CandidateSource:
         for name in scorer.columns:
             places = [place for place, names in (
                 ("request", ("user_id", "surface", "slot")), ("context", self._config.context),
-                ("ad", ads.table.column_names), ("user", users)) if name in names]
+                ("ad", ads.columns), ("user", users)) if name in names]
             if len(places) != 1 and places[:1] != ["request"]:
                 raise InputError("a column of the model that " + ("several bring" if places else "nothing brings"),
                                  file=scorer.model_id, column=name, got=places or None,
@@ -166,17 +166,18 @@ class CandidateSource:
     def _table(self, ads: AdTable, request: RankRequest, side: pa.Table, rows: np.ndarray,
                sources: list[tuple[str, str]], slots: int) -> pa.Table:
         n = len(rows) * slots
-        at, zeros = pa.array(np.tile(rows, slots)), pa.array(np.zeros(n, np.int64))
+        of_ads = [name for name, place in sources if place == "ad"]
+        taken = iter(ads.table.select(of_ads).take(pa.array(np.tile(rows, slots))).columns)
         columns: dict[str, Any] = {}
         for name, place in sources:
             if place == "ad":
-                columns[name] = ads.table[name].take(at)
+                columns[name] = next(taken)
             elif name == "slot":
                 columns[name] = pa.array(np.repeat(np.arange(slots, dtype=np.int32), len(rows)))
             elif place == "request":
-                columns[name] = pa.array([getattr(request, name)], pa.string()).take(zeros)
+                columns[name] = pa.repeat(pa.scalar(getattr(request, name), pa.string()), n)
             else:
-                columns[name] = side[name].combine_chunks().take(zeros)
+                columns[name] = repeated(side[name], n)
         return pa.table(columns)
 
     def _read_ads(self, before: Inventory | None) -> Inventory:
@@ -189,6 +190,13 @@ class CandidateSource:
         if before is not None and before.pacer is not None:
             pacer.carry_over(before.pacer, before.ads.rows_of(ads.table["ad_id"].to_pylist()))
         return Inventory(ads, pacer)
+
+
+def repeated(column: pa.ChunkedArray, n: int) -> pa.Array:
+    """The one value of a column, n times."""
+    if pa.types.is_nested(column.type) or pa.types.is_dictionary(column.type):
+        return column.combine_chunks().take(pa.array(np.zeros(n, np.int64)))
+    return pa.repeat(column[0], n)
 
 
 def _signature(path: Path) -> tuple[int, ...] | None:

@@ -28,7 +28,7 @@ from recsys.config import RankingConfig, ServedPolicyConfig, parse_model, read_y
 from recsys.errors import InputError
 from recsys.retrieval.retriever import Retriever
 from recsys.serving.arms import assign_arm, register_experiment
-from recsys.serving.candidates import CandidateSource, Prepared
+from recsys.serving.candidates import CandidateSource, Prepared, repeated
 from recsys.serving.counts import Counts
 from recsys.serving.exploration import Slate, decision_seed, draw, ranking_scores
 from recsys.serving.feedback import feedback_batch
@@ -67,6 +67,7 @@ class Ranking:
         self.config, self.counts, self._clock = config, Counts(), clock
         self._models, self._deciding = models or _folders(), threading.Lock()
         self._source, self._ending = CandidateSource(config, self.counts, retriever), threading.Event()
+        self._policy_ids: dict[tuple[str | None, str], str] = {}
         self._default = Arm(None, None, config.model, config.policy)
         for arm in self.arms:
             self._source.sources(self._models(arm.model))
@@ -181,7 +182,7 @@ class Ranking:
         side, known = self._source.side(request)
         rows, source, scores = self._source.candidates(ads, request, side, request.k)
         order = np.argsort(-scores, kind="stable")
-        ids = ads.table["ad_id"].take(pa.array(rows[order])).to_pylist()
+        ids = [ads.ids[row] for row in rows[order].tolist()]
         return {"request_id": request.request_id, "user_known": known, "source": source,
                 "ads": [{"ad_id": ad, "score": float(s)} for ad, s in zip(ids, scores[order], strict=True)]}
 
@@ -243,23 +244,30 @@ class Ranking:
                                  bid_exponent=policy.bid_exponent, reserve=policy.reserve, position=position)
             prices = priced[0, np.arange(slots), slate.position]
             charges = prices * rate[shown]
-        ids = ads.table["ad_id"].take(pa.array(rows[final])).to_pylist()
+        ids = [ads.ids[row] for row in rows[final].tolist()]
         advertisers: list[str | None] = [None] * slots
-        if "advertiser_id" in ads.table.column_names:
+        if "advertiser_id" in ads.columns:
             advertisers = ads.table["advertiser_id"].take(pa.array(rows[shown])).to_pylist()
-        named = sha256_json({"policy": policy.model_dump(mode="json"), "model": model_id})[:12]
-        name = f"{prepared.arm.arm_id or 'default'}-{named}"
-        return Decision(request, prepared.arm, name, model_id, prepared.source, prepared.user_known, prepared.ts, ids,
-                        scores[top], seed, slate, {h: v[:k][final] for h, v in heads.items()},
-                        None if bids is None else bids[final], prices, rows[final], advertisers), charges
+        return Decision(request, prepared.arm, self._policy_id(prepared.arm, model_id), model_id, prepared.source,
+                        prepared.user_known, prepared.ts, ids, scores[top], seed, slate,
+                        {h: v[:k][final] for h, v in heads.items()}, None if bids is None else bids[final], prices,
+                        rows[final], advertisers), charges
+
+    def _policy_id(self, arm: Arm, model_id: str) -> str:
+        key = arm.arm_id, model_id
+        if (name := self._policy_ids.get(key)) is None:
+            named = sha256_json({"policy": arm.policy.model_dump(mode="json"), "model": model_id})[:12]
+            name = f"{arm.arm_id or 'default'}-{named}"
+            self._policy_ids = {**dict(list(self._policy_ids.items())[-64:]), key: name}
+        return name
 
     def _log_rows(self, prepared: Prepared, decision: Decision) -> pa.RecordBatch:
-        where = {row: i for i, row in enumerate(prepared.rows.tolist())}
-        shown = pa.array([where[row] for row in decision.rows[decision.slate.position].tolist()])
-        features = prepared.table.take(shown)
+        shown = np.searchsorted(prepared.rows, decision.rows[decision.slate.position])  # candidates stand by row
+        (batch,) = prepared.table.combine_chunks().to_batches()
+        features = dict(zip(batch.schema.names, batch.take(pa.array(shown)).columns, strict=True))
         for name in self.config.context:
-            if name not in features.column_names:
-                features = features.append_column(name, prepared.side[name].take(pa.array([0] * len(shown))))
+            if name not in features:
+                features[name] = repeated(prepared.side[name], len(shown))
         return decision.log_rows(features, prepared.arm.policy.mechanism, self.config.currency)
 
 

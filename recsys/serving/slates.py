@@ -109,11 +109,11 @@ class Decision:
                 "experiment_id": self.arm.experiment_id, "arm_id": self.arm.arm_id, "user_known": self.user_known,
                 "source": self.source, "ads": ads}
 
-    def log_rows(self, features: pa.Table, mechanism: str, currency: str) -> pa.RecordBatch:
+    def log_rows(self, features: Mapping[str, pa.Array], mechanism: str, currency: str) -> pa.RecordBatch:
         """Rows of the served log, one a slot.
 
         Args:
-            features: S rows, what the model saw of the shown ads.
+            features: column -> S values, what the model saw of the shown ads.
             mechanism: of the prices.
             currency: of bids and prices.
         """
@@ -145,7 +145,6 @@ class Decision:
         }
         for head, name in HEAD_COLUMNS.items():
             columns[name] = pa.array(self.heads[head][at]) if head in self.heads else same(None, pa.float64())
-        for name in features.column_names:
-            if name not in columns:
-                columns[name] = features[name].combine_chunks()
+        for name, values in features.items():
+            columns.setdefault(name, values)
         return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
