@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from recsys.errors import InputError
+from recsys.features.dense import not_finite
 from recsys.features.encoders import FeatureEncoder
 
 TRAIN = pa.table({
@@ -78,6 +80,13 @@ def test_saved_encoder_encodes_alike() -> None:
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
     np.testing.assert_array_equal(one.history.values, two.history.values)
     assert back.columns == encoder.columns == ["age", "price", "ad_id", "site", "history"]
+
+
+def test_the_largest_number_of_float32_as_it_is_printed_is_one() -> None:
+    """3.4028235e38 is a bit more than that number and is rounded to it; whoever asks for rejected rows first agrees."""
+    ages = pa.array([1.0, 3.4028235e38, -3.4028235e38, None])
+    assert not pc.any(not_finite(ages)).as_py()
+    assert np.isfinite(_encoder().encode(TRAIN.drop_columns(["age"]).append_column("age", ages)).dense).all()
 
 
 @pytest.mark.parametrize(("column", "value", "message"), [
