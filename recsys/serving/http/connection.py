@@ -96,6 +96,7 @@ class Connection(HttpToolsProtocol):
         self._extra = False  # all others were at work when it came
         self._waits = True  # no request is under way
         self._begun = False  # a part of a head has come
+        self._ended = False  # in what was read last, a request ended
         self._head: TimerHandle | None = None
         self._taking: TimerHandle | None = None
 
@@ -124,6 +125,7 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """asyncio's."""
         self._unused += len(data)
+        self._ended = False
         super().data_received(data)
         if self.transport.is_closing():
             return
@@ -131,7 +133,9 @@ class Connection(HttpToolsProtocol):
             self.send_400_response("head too large")
         elif len(self.pipeline) > MOST_PIPELINED:
             self.transport.abort()
-        elif self._waits:  # also the rest of a body that was not wanted
+        elif self._waits and self._ended and not self._begun:  # a body that was not wanted has come, and no more
+            self._keep()
+        elif self._waits:  # also the rest of such a body
             self._await_head()
 
     def on_message_begin(self) -> None:
@@ -151,9 +155,7 @@ class Connection(HttpToolsProtocol):
         self._unused = 0
         self._waits = self._begun = False
         self._among.works(self)
-        if self._head is not None:
-            self._head.cancel()
-            self._head = None
+        self._forget_head()
         self._extra = self._extra and self._among.too_many
         if self._extra:
             self.scope[FULL] = True  # type: ignore[literal-required]
@@ -167,6 +169,7 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """httptools'."""
         self._unused = 0
+        self._ended = True
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -207,6 +210,17 @@ class Connection(HttpToolsProtocol):
     def _await_head(self) -> None:
         if self._head is None:
             self._head = self.loop.call_later(self._among.head_timeout, self._look_again)
+
+    def _forget_head(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
+
+    def _keep(self) -> None:
+        """As uvicorn does behind an answer; it stops its clock when anything comes."""
+        self._forget_head()
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def _look_again(self) -> None:
         """Where the loop was held up, the head may have come and only not been read: that is not the client's fault."""

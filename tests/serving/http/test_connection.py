@@ -174,6 +174,25 @@ def test_the_rest_of_a_body_that_was_not_wanted_must_come_in_time() -> None:
     assert served(slow) == {"head": 1}
 
 
+def test_a_connection_is_kept_once_a_body_that_was_not_wanted_has_come() -> None:
+    async def talk(connect, connections) -> None:
+        reader, writer = await connect()
+        connections.head_timeout = SOON
+        for begin in (b"a", b""):  # in pieces, and at once
+            head = b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"
+            assert (await ask(reader, writer, head)).startswith(b"HTTP/1.1 200")
+            if begin:
+                writer.write(begin)
+                await asyncio.sleep(0.01)
+            writer.write(b"bb"[len(begin):])
+            await asyncio.sleep(3 * SOON)
+        (kept,) = connections.open
+        assert kept.timeout_keep_alive_task is not None  # but not for ever
+        assert (await ask(reader, writer)).startswith(b"HTTP/1.1 200")
+
+    assert served(talk) == {}
+
+
 def test_bodies_have_a_time_of_their_own() -> None:
     async def slow(connect, connections) -> None:
         reader, writer = await connect()
