@@ -150,6 +150,7 @@ def _opened(task: Task) -> tuple[Job, Work]:
 def _load(model: str, model_id: str, ads: str | None, files: tuple[Any, ...], output: str, key: str, scored_at: Any,
           schema: Any, batch_rows: int, keep: tuple[str, ...], device: str) -> tuple[Job, Work]:
     scorer = _scorer(model, device)
+    _scorer.cache_clear()  # the next job of this process, in a Ray cluster, may find another model in that folder
     if scorer.model_id != model_id:
         raise RecsysError(f"{model}: was replaced while the job started ({model_id} by {scorer.model_id}); run again")
     pairs = Pairs(scorer.columns, keep, batch_rows, None if ads is None else Path(ads))

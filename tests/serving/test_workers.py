@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import datetime as dt
 import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,11 +20,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys.errors import InputError, RecsysError
-from recsys.serving import load_scorer, read_scores, score_batch
+from recsys.serving import load_scorer, read_scores, score_batch, workers
 from recsys.serving.commands import main
+from recsys.serving.inputs import find_inputs, read_inputs
 from recsys.serving.job import new_job
 from recsys.serving.places import place
-from recsys.serving.shards import score_shard
+from recsys.serving.rows import Pairs
+from recsys.serving.shards import Task, Work, probe, score_shard
 from recsys.storage import filesystem, join
 from tests import stores
 from tests.processes import children_of, command_line, live_glob
@@ -285,6 +289,26 @@ def test_kills_of_calls_that_share_a_job(model: Path, large: Path, tmp_path: Pat
     assert row_checksums(out) == row_checksums(tmp_path / "whole")
     assert len(parts(out)) == 20_000 // shard_rows
     assert not [n for n in place(out).names() if n.endswith(".partial") or ".claim-" in n]
+
+
+def test_a_process_that_goes_on_loads_the_model_of_its_next_job(model: Path, large: Path, tmp_path: Path) -> None:
+    """As those of a Ray cluster do, which keep what the job before has loaded."""
+    folder, files = shutil.copytree(model, tmp_path / "model"), read_inputs(find_inputs(large))
+    scorer = load_scorer(folder)
+    schema = probe(scorer, Pairs(scorer.columns, (), 64, None), files)
+
+    def opened(key: str, model_id: str) -> Work:
+        return workers._opened(Task(str(folder), model_id, None, tuple(files), (), str(tmp_path / "out"), key,
+                                    dt.datetime.now(dt.UTC), schema, 64, (), "cpu"))[1]
+
+    first = opened("one", scorer.model_id).scorer
+    assert first.model_id == scorer.model_id
+    spec = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({**spec, "model_id": "another"}))
+    assert opened("two", "another").scorer.model_id == "another"
+    (folder / "model.json").write_text(json.dumps(spec))  # and one of the same weights, which may be calibrated anew
+    assert opened("three", scorer.model_id).scorer is not first
+    workers._load.cache_clear()
 
 
 @pytest.mark.slow
