@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -177,6 +178,14 @@ def _first_epoch_exported(split: Path, whole: Path, killed: Path, out: Path) -> 
     assert f"{checkpoint['step']:,} steps ({checkpoint['name']})" in (out / "card.md").read_text()
 
 
+@pytest.fixture
+def _left_alone() -> Iterator[None]:
+    """Sharded tables make a process group even in one process, which other tests must not find."""
+    yield
+    World.single().close()
+
+
+@pytest.mark.usefixtures("_left_alone")
 @pytest.mark.parametrize("kept", ["fused", "dense", "sharded"])
 def test_a_checkpoint_scores_as_the_model_at_that_step(split: Path, tmp_path: Path, kept: str) -> None:
     config = ModelConfig(embedding_dim=4, bottom=(8,), top=(16,), content_dim=8, min_count=1,
