@@ -76,6 +76,7 @@ def load_unfinished(path: Path) -> Unfinished:
     Raises:
         InputError: no such run, a damaged checkpoint or definition, members of an ensemble that have none yet.
     """
+    path = path.absolute()  # its parents are looked into, also where it was named from within them
     if path.name.startswith("epoch-"):
         whole = _whole(path)
         return _model(*_definition(path.parent.parent / DEFINITION), [whole])

@@ -81,6 +81,14 @@ def test_a_run_is_its_best_weights_and_a_named_checkpoint_its_own(run: Path, tmp
     assert load_unfinished(latest).facts[0]["step"] == 5 * facts[0]["step"] // facts[0]["epoch"]
 
 
+def test_names_from_within_the_run_are_taken_as_well(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    latest = checkpoints(run)[-1]
+    monkeypatch.chdir(latest.parent)
+    assert load_unfinished(Path(latest.name)).facts == load_unfinished(latest).facts
+    monkeypatch.chdir(run)
+    assert load_unfinished(Path()).facts == load_unfinished(run).facts
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
