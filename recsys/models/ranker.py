@@ -70,22 +70,22 @@ class Ranker(Trained):
         self.bottom = tower((inputs.dense_width, *config.bottom), dim) if inputs.dense_width else None
         self.register_buffer("content", inputs.content, persistent=False)
         self.ad_tower = self.user_tower = self.attention = self.content_attention = None
-        self._plain, self._histories = _split(inputs.features if config.history == "attention" else ())
-        self._ad = inputs.features.index(_AD) if _AD in inputs.features else None
+        self._sections = _sections(inputs.features if config.history == "attention" else ())
+        histories = [name for name, _ in self._sections if name not in ("", _AD)]
         if inputs.content is not None:
             self.ad_tower = tower((inputs.content.shape[1], 4 * dim), dim)
             if inputs.has_history:
                 self.user_tower = tower((inputs.content.shape[1], 4 * dim), dim)
-        if self._histories:
-            if self._ad is None and self.ad_tower is None:
+        if histories:
+            if _AD not in inputs.features and self.ad_tower is None:
                 raise InputError("history attention without an ad", column="model.history", got=list(inputs.features),
                                  expected=f"the feature {_AD}, or an arm with content")
             self.attention = nn.ModuleDict({n: TargetAttention(dim, config.attention, kernels=config.kernels)
-                                            for n in self._histories})
+                                            for n in histories})
         if self.user_tower is not None and config.history == "attention":
             self.content_attention = TargetAttention(self.content.shape[1], config.attention, dim,
                                                      config.kernels)
-        looked_up = len(self._plain) + len(self._histories) if self._histories else len(inputs.features)
+        looked_up = sum(1 if name in histories else count for name, count in self._sections) or len(inputs.features)
         self.dim, self.dense_at = dim, looked_up
         self.vectors = looked_up + sum(m is not None for m in (self.bottom, self.ad_tower, self.user_tower))
         self.matches = self.content.shape[1] + 1 if self.user_tower is not None else 0
@@ -138,15 +138,18 @@ class Ranker(Trained):
     def _pooled(self, looked_up: torch.Tensor, ad_BD: torch.Tensor | None, batch: Batch) -> list[torch.Tensor]:
         if self.attention is None:
             return [looked_up]
-        query = ad_BD if self._ad is None else looked_up[:, self._ad]
+        # One split and not a slice each: backward would fill and add up the whole [B, features, D] for every slice.
+        parts = looked_up.split([count for _, count in self._sections], dim=1)
+        query = next((p.squeeze(1) for (name, _), p in zip(self._sections, parts, strict=True) if name == _AD), ad_BD)
         keys = {name: i for i, name in enumerate(batch.sparse.keys())}
         there = batch.sparse.lengths().view(len(keys), -1) > 0
-        pooled = []
-        for name, at in self._histories.items():
-            items_BLD = looked_up[:, at[0] : at[-1] + 1]
-            there_BL = there[keys[f"{name}@0"] : keys[f"{name}@{len(at) - 1}"] + 1].T
-            pooled.append(self.attention[name](query, items_BLD, there_BL).unsqueeze(1))
-        plain = [looked_up[:, a:b] for a, b in _runs(self._plain)]
+        plain, pooled = [], []
+        for (name, count), part_BLD in zip(self._sections, parts, strict=True):
+            if name not in self.attention:
+                plain.append(part_BLD)
+                continue
+            there_BL = there[keys[f"{name}@0"] : keys[f"{name}@{count - 1}"] + 1].T
+            pooled.append(self.attention[name](query, part_BLD, there_BL).unsqueeze(1))
         return [*plain, *pooled]
 
     def _user_content(self, ad_BC: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -201,28 +204,21 @@ def correct_for_sampling(model: Ranker, keep: float | Sequence[float]) -> None:
         bias += torch.log(torch.tensor(shares, dtype=torch.float64)).to(bias)
 
 
-def _split(features: Sequence[str]) -> tuple[list[int], dict[str, list[int]]]:
-    """Places of the plain features, and list feature -> places of its items ``NAME@0``, ``NAME@1``, ..."""
-    plain: list[int] = []
-    histories: dict[str, list[int]] = {}
-    for i, feature in enumerate(features):
+def _sections(features: Sequence[str]) -> list[tuple[str, int]]:
+    """Runs of features in their order, and how many each: plain ones (""), the ad alone, and the items ``NAME@0``,
+    ``NAME@1``, ... of a list feature (NAME)."""
+    found: list[tuple[str, int]] = []
+    for feature in features:
         name, _, item = feature.rpartition("@")
-        if not name or not item.isdecimal():
-            plain.append(i)
+        if name and item.isdecimal():
+            if int(item):
+                assert found[-1] == (name, int(item)), f"items of {name} apart or out of order"
+                found[-1] = (name, int(item) + 1)
+            else:
+                assert name not in dict(found), f"items of {name} apart"
+                found.append((name, 1))
+        elif feature != _AD and found and not found[-1][0]:
+            found[-1] = ("", found[-1][1] + 1)
         else:
-            places = histories.setdefault(name, [])
-            assert int(item) == len(places), f"items of {name} out of order"
-            assert not places or places[-1] == i - 1, f"items of {name} apart"
-            places.append(i)
-    return plain, histories
-
-
-def _runs(places: Sequence[int]) -> list[tuple[int, int]]:
-    """Half-open ranges of neighbouring places: slices copy nothing, where an index gathers."""
-    runs: list[tuple[int, int]] = []
-    for place in places:
-        if runs and runs[-1][1] == place:
-            runs[-1] = (runs[-1][0], place + 1)
-        else:
-            runs.append((place, place + 1))
-    return runs
+            found.append((_AD if feature == _AD else "", 1))
+    return found
