@@ -2,22 +2,31 @@
 
     python benchmarks/kernels_cpu.py --warm        # compile first; the compiler's cache keeps it
     python benchmarks/kernels_cpu.py [--rounds 30] # time them; writes benchmarks/results/kernels_cpu.json
+    python benchmarks/kernels_cpu.py --threads 1 --only dot_interaction "mlps, scored"  # .../kernels_cpu_threads_1.json
 
 Batches of 4,096 rows of 27 vectors of 16 numbers in bfloat16, as in train_throughput.py; forward and backward where
 the op is trained. Contenders take turns, medians are reported. ``compact`` is another way of target attention
-that was tried (docs/decisions/0038-kernels.md): on the items alone that are there, gathered first.
+that was tried (docs/decisions/0038-kernels.md): on the items alone that are there, gathered first. ``metrics`` is the
+loss alone and, in numpy, what evaluation computes of the same logits. ``extension`` and ``packed`` were tried
+for what kernels_profile.py asks for, as decision 0038 says.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import shutil
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from common import save
+from recsys.kernels.binomial_loss import binomial_loss
 from recsys.kernels.cross_layer import cross_layer
 from recsys.kernels.dot_interaction import dot_interaction
 from recsys.kernels.lookup_interaction import lookup_interaction
@@ -25,6 +34,10 @@ from recsys.kernels.quantised_bags import quantise, quantised_bags
 from torch.nn import functional
 
 from recsys.models.attention import TargetAttention
+from recsys.models.layers import mlp, tower
+from recsys.training.memory import keep_freed_memory
+from recsys.training.metrics import StreamingMetrics
+from recsys.training.step import BINS
 
 BATCH, VECTORS, DIM, LENGTH = 4096, 27, 16, 20
 Contender = Callable[[], Any]
@@ -49,8 +62,82 @@ def interaction() -> dict[str, Contender]:
         return dot_interaction(x, VECTORS - 1, VECTORS, "reference")
 
     x = [draw(BATCH, VECTORS, DIM)]
-    return {"eager": trained(plain, x), "auto": trained(lambda t: dot_interaction(t, VECTORS - 1, VECTORS), x),
-            "compiled": trained(torch.compile(plain), x)}
+    found = {"eager": trained(plain, x), "auto": trained(lambda t: dot_interaction(t, VECTORS - 1, VECTORS), x),
+             "compiled": trained(torch.compile(plain), x)}
+    if (library := extension()) is not None:
+        call = extended(library)
+        torch.testing.assert_close(call(x[0]), plain(x[0]), atol=0.05, rtol=0.02)
+        torch.testing.assert_close(*(torch.autograd.grad(f(x[0]).float().square().sum(), x) for f in (call, plain)),
+                                   atol=4.0, rtol=0.05)
+        found["extension"] = trained(call, x)
+    return found
+
+
+def extension() -> ctypes.CDLL | None:
+    """peers/dot_interaction.cpp, built here; None without g++."""
+    if shutil.which("g++") is None:
+        return None
+    folder, source = Path(tempfile.mkdtemp()), Path(__file__).parent / "peers/dot_interaction.cpp"
+    subprocess.run(["g++", "-O3", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-fPIC",
+                    "-Wno-psabi", "-c", source, "-o", folder / "dot.o"], check=True)
+    # Linked without OpenMP: its threads are those that PyTorch has brought.
+    subprocess.run(["g++", "-shared", folder / "dot.o", "-o", folder / "dot.so"], check=True)
+    library = ctypes.CDLL(str(folder / "dot.so"))
+    for function, tensors in ((library.dot_forward, 2), (library.dot_backward, 3)):
+        function.argtypes = [ctypes.c_void_p] * tensors + [ctypes.c_int64] * 6 + [ctypes.c_int] * 2
+        function.restype = None
+    return library
+
+
+def extended(library: ctypes.CDLL) -> Callable[[torch.Tensor], torch.Tensor]:
+    def call(function: Any, x: torch.Tensor, out: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
+        function(*(t.data_ptr() for t in (*tensors, x, out)), *x.shape, VECTORS - 1, 1, x.stride(0),
+                 x.dtype == torch.bfloat16, torch.get_num_threads())
+        return out
+
+    class Op(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            ctx.save_for_backward(x)
+            return call(library.dot_forward, x, x.new_empty(len(x), DIM + VECTORS * (VECTORS - 1) // 2))
+
+        @staticmethod
+        def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+            (x,) = ctx.saved_tensors
+            return call(library.dot_backward, x, torch.empty_like(x), grads[0].contiguous())
+
+    return Op.apply
+
+
+def mlps() -> dict[str, Contender]:
+    """The DLRM's layers as a bundle has them; ``packed``: oneDNN's product with ReLU behind it, weights reordered."""
+    bottom, top = tower((13, 512, 256), 16).bfloat16().eval(), mlp((367, 512, 256)).bfloat16().eval()
+    counts, crossed = draw(BATCH, 13, grad=False), draw(BATCH, 367, grad=False)
+
+    def packed(layers: torch.nn.Module) -> Contender:
+        linear = [m for m in layers.modules() if isinstance(m, torch.nn.Linear)]
+        steps = [(torch.ops.mkldnn._reorder_linear_weight(m.weight.detach(), BATCH), m.bias.detach(),
+                  "none" if m is linear[-1] and layers is bottom else "relu") for m in linear]
+
+        def run(x: torch.Tensor) -> torch.Tensor:
+            for weight, bias, after in steps:
+                x = torch.ops.mkldnn._linear_pointwise(x, weight, bias, after, [], "")
+            return x
+
+        return run
+
+    def scored(first: Callable[..., Any], second: Callable[..., Any]) -> Contender:
+        def run() -> Any:
+            with torch.no_grad():
+                return first(counts), second(crossed)
+
+        return run
+
+    found = {"eager": scored(bottom, top), "auto": scored(bottom, top),
+             "compiled": scored(torch.compile(bottom), torch.compile(top)),
+             "packed": scored(packed(bottom), packed(top))}
+    assert all(torch.equal(a, b) for a, b in zip(found["eager"](), found["packed"](), strict=True))
+    return found
 
 
 def cross() -> dict[str, Contender]:
@@ -125,11 +212,38 @@ def attention(share: float) -> dict[str, Contender]:
             "compiled": under(torch.compile(lambda a, b: plain(a, b, there)))}
 
 
+def loss(bins: int) -> dict[str, Contender]:
+    clicks, ones, weight = (torch.rand(BATCH, 1) < 0.2).float(), torch.ones(BATCH, 1), torch.ones(BATCH)
+    inputs = [draw(BATCH, 1, dtype=torch.float32)]
+
+    def plain(z: torch.Tensor) -> torch.Tensor:
+        return binomial_loss(z, ones, clicks, weight, bins, "reference").loss
+
+    def metrics() -> Any:
+        StreamingMetrics().update(inputs[0].detach().numpy(), ones.numpy(), clicks.numpy())
+        return alone()
+
+    # Where sums and histogram are asked for, the graph gives them, or the compiler would leave them out.
+    alone = trained(lambda z: binomial_loss(z, ones, clicks, weight, 0, "reference").loss, inputs)
+    given = torch.compile(lambda z: binomial_loss(z, ones, clicks, weight, bins, "reference"))
+    held: list[Any] = []
+
+    def compiled(z: torch.Tensor) -> torch.Tensor:
+        held[:] = [given(z)]
+        return held[0].loss
+
+    found = {"eager": trained(plain, inputs),
+             "auto": trained(lambda z: binomial_loss(z, ones, clicks, weight, bins).loss, inputs),
+             "compiled": trained(compiled, inputs)}
+    return found | ({"metrics": metrics} if bins else {})
+
+
 OPS: dict[str, Callable[[], dict[str, Contender]]] = {
     "dot_interaction": interaction, "cross_layer": cross, "quantised_bags int8": lambda: bags("int8"),
     "quantised_bags int4": lambda: bags("int4"), "lookup_interaction": lookup,
     "target_attention, full histories": lambda: attention(1.0),
     "target_attention, a quarter full": lambda: attention(0.25),
+    "mlps, scored": mlps, "binomial_loss": lambda: loss(0), "binomial_loss, with histogram": lambda: loss(BINS),
 }
 
 
@@ -137,16 +251,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="+", default=list(OPS), choices=list(OPS))
     parser.add_argument("--warm", action="store_true", help="compile and run each contender once; write nothing")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as training does: else whoever frees large blocks pays for the next one's
     results: dict[str, Any] = {}
-    for name, make in OPS.items():
+    for name, make in ((n, OPS[n]) for n in args.only):
         torch.manual_seed(0)
         contenders = make()
         taken: dict[str, list[float]] = {n: [] for n in contenders}
         for i in range(1 if args.warm else args.rounds + 2):
-            for which, run in contenders.items():
+            order = list(contenders.items())
+            for which, run in order[i % len(order) :] + order[: i % len(order)]:  # what one leaves in the cache differs
                 began = time.perf_counter()
                 run()
                 if i > 1:
@@ -158,7 +275,8 @@ def main() -> None:
         results[name] = {"milliseconds": milliseconds, "times_as_fast_as_eager": times}
         shown = (f"{n} {v:.2f} ms (x{times[n]:.2f})" for n, v in milliseconds.items())
         print(f"{name:<34}" + "   ".join(shown), flush=True)
-        save("kernels_cpu", {"threads": args.threads, "rounds": args.rounds, "batch": BATCH, "ops": results})
+        save("kernels_cpu" if args.threads == 2 else f"kernels_cpu_threads_{args.threads}",
+             {"threads": args.threads, "rounds": args.rounds, "batch": BATCH, "ops": results})
 
 
 if __name__ == "__main__":
