@@ -7,13 +7,14 @@
 Batches of 4,096 rows of 27 vectors of 16 numbers in bfloat16, as in train_throughput.py; forward and backward where
 the op is trained. Contenders take turns, medians are reported. ``compact`` is another way of target attention
 that was tried (docs/decisions/0038-kernels.md): on the items alone that are there, gathered first. ``metrics`` is the
-loss alone and, in numpy, what evaluation computes of the same logits. ``extension`` and ``packed`` were tried
-for what kernels_profile.py asks for, as decision 0038 says.
+loss alone and, in numpy, what evaluation computes of the same logits. ``extension`` was tried for what
+kernels_profile.py asks for (the same decision).
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import ctypes
 import shutil
 import subprocess
@@ -35,6 +36,7 @@ from torch.nn import functional
 
 from recsys.models.attention import TargetAttention
 from recsys.models.layers import mlp, tower
+from recsys.models.packed_linear import pack_linears
 from recsys.training.memory import keep_freed_memory
 from recsys.training.metrics import StreamingMetrics
 from recsys.training.step import BINS
@@ -110,21 +112,12 @@ def extended(library: ctypes.CDLL) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def mlps() -> dict[str, Contender]:
-    """The DLRM's layers as a bundle has them; ``packed``: oneDNN's product with ReLU behind it, weights reordered."""
+    """The DLRM's layers in bfloat16; ``auto``: packed, as a bundle has them."""
     bottom, top = tower((13, 512, 256), 16).bfloat16().eval(), mlp((367, 512, 256)).bfloat16().eval()
+    packed = copy.deepcopy((bottom, top))
+    for layers in packed:
+        pack_linears(layers)
     counts, crossed = draw(BATCH, 13, grad=False), draw(BATCH, 367, grad=False)
-
-    def packed(layers: torch.nn.Module) -> Contender:
-        linear = [m for m in layers.modules() if isinstance(m, torch.nn.Linear)]
-        steps = [(torch.ops.mkldnn._reorder_linear_weight(m.weight.detach(), BATCH), m.bias.detach(),
-                  "none" if m is linear[-1] and layers is bottom else "relu") for m in linear]
-
-        def run(x: torch.Tensor) -> torch.Tensor:
-            for weight, bias, after in steps:
-                x = torch.ops.mkldnn._linear_pointwise(x, weight, bias, after, [], "")
-            return x
-
-        return run
 
     def scored(first: Callable[..., Any], second: Callable[..., Any]) -> Contender:
         def run() -> Any:
@@ -133,10 +126,9 @@ def mlps() -> dict[str, Contender]:
 
         return run
 
-    found = {"eager": scored(bottom, top), "auto": scored(bottom, top),
-             "compiled": scored(torch.compile(bottom), torch.compile(top)),
-             "packed": scored(packed(bottom), packed(top))}
-    assert all(torch.equal(a, b) for a, b in zip(found["eager"](), found["packed"](), strict=True))
+    found = {"eager": scored(bottom, top), "auto": scored(*packed),
+             "compiled": scored(torch.compile(bottom), torch.compile(top))}
+    assert all(torch.equal(a, b) for a, b in zip(found["eager"](), found["auto"](), strict=True))
     return found
 
 
