@@ -22,7 +22,7 @@ setup: $(STAMP)
 # torch goes first, with its own dependencies, so that it imports even where the index serves only the CUDA build.
 # Everything else is a complete pinned list installed with --no-deps: torchrec's metadata asks for the CUDA build of
 # fbgemm by name, and a resolver would bring it in beside the CPU build.
-$(STAMP): $(LOCK) requirements/dev.lock pyproject.toml
+$(STAMP): $(LOCK) requirements/dev.lock pyproject.toml kernels/native/dot_interaction.cpp
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; set PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c $(LOCK) torch

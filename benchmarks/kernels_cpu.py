@@ -7,26 +7,23 @@
 Batches of 4,096 rows of 27 vectors of 16 numbers in bfloat16, as in train_throughput.py; forward and backward where
 the op is trained. Contenders take turns, medians are reported. ``compact`` is another way of target attention
 that was tried (docs/decisions/0038-kernels.md): on the items alone that are there, gathered first. ``metrics`` is the
-loss alone and, in numpy, what evaluation computes of the same logits. ``extension`` was tried for what
-kernels_profile.py asks for (the same decision).
+loss alone and, in numpy, what evaluation computes of the same logits. ``views`` is ``auto`` where the C++ version
+was not built.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import ctypes
-import shutil
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest import mock
 
 import torch
 from common import save
+from recsys.kernels import native
 from recsys.kernels.binomial_loss import binomial_loss
 from recsys.kernels.cross_layer import cross_layer
 from recsys.kernels.dot_interaction import dot_interaction
@@ -66,49 +63,13 @@ def interaction() -> dict[str, Contender]:
     x = [draw(BATCH, VECTORS, DIM)]
     found = {"eager": trained(plain, x), "auto": trained(lambda t: dot_interaction(t, VECTORS - 1, VECTORS), x),
              "compiled": trained(torch.compile(plain), x)}
-    if (library := extension()) is not None:
-        call = extended(library)
-        torch.testing.assert_close(call(x[0]), plain(x[0]), atol=0.05, rtol=0.02)
-        torch.testing.assert_close(*(torch.autograd.grad(f(x[0]).float().square().sum(), x) for f in (call, plain)),
-                                   atol=4.0, rtol=0.05)
-        found["extension"] = trained(call, x)
-    return found
+    built = found["auto"]
 
+    def without() -> Any:
+        with mock.patch.object(native, "takes", return_value=False):
+            return built()
 
-def extension() -> ctypes.CDLL | None:
-    """peers/dot_interaction.cpp, built here; None without g++."""
-    if shutil.which("g++") is None:
-        return None
-    folder, source = Path(tempfile.mkdtemp()), Path(__file__).parent / "peers/dot_interaction.cpp"
-    subprocess.run(["g++", "-O3", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-fPIC",
-                    "-Wno-psabi", "-c", source, "-o", folder / "dot.o"], check=True)
-    # Linked without OpenMP: its threads are those that PyTorch has brought.
-    subprocess.run(["g++", "-shared", folder / "dot.o", "-o", folder / "dot.so"], check=True)
-    library = ctypes.CDLL(str(folder / "dot.so"))
-    for function, tensors in ((library.dot_forward, 2), (library.dot_backward, 3)):
-        function.argtypes = [ctypes.c_void_p] * tensors + [ctypes.c_int64] * 6 + [ctypes.c_int] * 2
-        function.restype = None
-    return library
-
-
-def extended(library: ctypes.CDLL) -> Callable[[torch.Tensor], torch.Tensor]:
-    def call(function: Any, x: torch.Tensor, out: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
-        function(*(t.data_ptr() for t in (*tensors, x, out)), *x.shape, VECTORS - 1, 1, x.stride(0),
-                 x.dtype == torch.bfloat16, torch.get_num_threads())
-        return out
-
-    class Op(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-            ctx.save_for_backward(x)
-            return call(library.dot_forward, x, x.new_empty(len(x), DIM + VECTORS * (VECTORS - 1) // 2))
-
-        @staticmethod
-        def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
-            (x,) = ctx.saved_tensors
-            return call(library.dot_backward, x, torch.empty_like(x), grads[0].contiguous())
-
-    return Op.apply
+    return found | {"views": without}
 
 
 def mlps() -> dict[str, Contender]:

@@ -21,6 +21,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from recsys.kernels import native
 from recsys.kernels.dispatch import autocast_dtype, uses_triton, wants_op
 
 
@@ -64,6 +65,8 @@ def _forward(x: torch.Tensor, first: int, last: int, kernels: str) -> torch.Tens
         from recsys.kernels.on_triton import dot_interaction as on_triton
 
         return on_triton.forward(x, first, last)
+    if native.takes(x):
+        return native.forward(x, first, last)
     batch, features, dim = x.shape
     runs, rest = _views(torch.bmm(x, x.transpose(1, 2)))
     start = (last - first) * dim
@@ -90,6 +93,8 @@ def _dot_interaction_backward(grad: torch.Tensor, x: torch.Tensor, first: int, l
         from recsys.kernels.on_triton import dot_interaction as on_triton
 
         return on_triton.backward(grad, x, first, last)
+    if native.takes(x):
+        return native.backward(grad, x, first, last)
     batch, features, dim = x.shape
     matrix = x.new_zeros((batch, features, features))
     runs, rest = _views(matrix)

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from recsys.kernels import native
 from recsys.kernels.dot_interaction import dot_interaction, dot_interaction_reference, pair_order
 
 from tests.kernels.parity import (
@@ -43,6 +46,41 @@ def test_forward_and_gradient_equal_the_oracles(batch: int, features: int, dim: 
     first, last = sorted(min(e, features) for e in ends)
     same_as(lambda x: dot_interaction_reference(x, first, last), lambda x: dot_interaction(x, first, last, kernels),
             [drawn((batch, features, dim), dtype, contiguous)])
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler was there at the installation")
+def test_the_cpu_version_was_built() -> None:
+    assert native.takes(torch.zeros(2, 3, 4))
+    assert native.takes(torch.zeros(4, 3, 4, dtype=torch.bfloat16)[::2])
+    assert not native.takes(torch.zeros(2, 3, 4, dtype=torch.float16))
+    assert not native.takes(torch.zeros(2, 3, 8)[..., ::2])
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4), (1, 2, 1), (3, 27, 16), (5, 28, 20), (2, 33, 150), (2, 64, 16)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_built_or_not_it_is_the_oracle(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int],
+                                       dtype: torch.dtype) -> None:
+    x = [drawn(shape, dtype)]
+    for built in (True, False):
+        if not built:
+            monkeypatch.setattr(native, "takes", lambda _: False)
+        for first, last in ((0, 0), (shape[1] - 1, shape[1]), (0, shape[1])):
+            same_as(lambda t, a=first, b=last: dot_interaction_reference(t, a, b),
+                    lambda t, a=first, b=last: dot_interaction(t, a, b), x)
+
+
+def test_threads_and_neighbours_change_no_bit() -> None:
+    x, found, threads = drawn((50, 27, 16), torch.bfloat16), [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 7):
+            torch.set_num_threads(count)
+            y = x.clone().requires_grad_()
+            out = dot_interaction(y, 26, 27)
+            found.append((out, *torch.autograd.grad(out, y, torch.ones_like(out))))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+    assert torch.equal(torch.cat([dot_interaction(x[i : i + 1], 26, 27) for i in range(50)]), found[0][0])
 
 
 @pytest.mark.parametrize("shape", [(2, 27, 128), (1, 33, 150), (2, 64, 16)])
@@ -118,8 +156,9 @@ def test_bfloat16_autocast_stays_close_and_keeps_the_input_dtype_of_the_gradient
     torch.testing.assert_close(x.grad, exact.grad, atol=0.25, rtol=0.02)
 
 
-def test_nothing_is_gathered_or_scattered_by_index() -> None:
+def test_nothing_is_gathered_or_scattered_by_index(monkeypatch: pytest.MonkeyPatch) -> None:
     """Such a backward goes through index_put with accumulation, several times slower than all else on a CPU."""
+    monkeypatch.setattr(native, "takes", lambda _: False)
     x = torch.randn(8, 27, 16, requires_grad=True)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         dot_interaction(x).sum().backward()
