@@ -11,7 +11,8 @@ backward   4 B P D                       e B (2 F D + K D + P): read x and the g
 
 The PyTorch version also writes and reads the whole F x F product, so it moves e B (2 F F) bytes more: that is what a
 fused kernel saves. What it does not do is gather by index, which runs on one core and element by element: with pairs
-ordered by diagonals they are strided views of the product (:func:`pair_order`), copied by all cores. On a GPU the
+ordered by diagonals they are strided views of the product (:func:`pair_order`), copied by all cores. Where
+it was built, a C++ version (``native/``) keeps a row's products in the first cache instead. On a GPU the
 Triton version (``on_triton/``) keeps the product in registers: it is bound by memory bandwidth, as 2 F operations for
 each number read are far below what a GPU can do.
 """

@@ -43,7 +43,7 @@ class ModelConfig(Strict):
     heads: tuple[Literal["click", "engage", "convert"], ...] = ("click",)
     experts: int = Field(0, ge=0, description="experts of a multi-gate mixture (MMoE); 0: one shared top")
     kernels: Literal["auto", "reference", "triton"] = Field(
-        "auto", description="auto: Triton on a GPU, the faster of what PyTorch has on a CPU; reference: plain PyTorch; "
+        "auto", description="auto: Triton on a GPU, the fastest there is on a CPU; reference: plain PyTorch; "
                             "triton: an error where it cannot run"
     )
     penalties: tuple[float, ...] = Field(

@@ -1,7 +1,7 @@
 """Linear layers of bfloat16 with their ReLU, in one call of oneDNN on weights that lie as it reads them.
 
-A plain call packs the weights anew each time and writes its result twice, once before ReLU. The sums are the same, in
-the same order: so are the results, to the last bit.
+A plain call packs the weights anew each time and writes its result twice, once before ReLU. On x86 the sums are the
+same in the same order, and so are the results, to the last bit; elsewhere one row may be multiplied in another way.
 """
 
 from __future__ import annotations

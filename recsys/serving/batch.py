@@ -123,7 +123,7 @@ def score_batch(
         try:
             with target.start(key, new_job(key)) as started:
                 job = Job(target, key, dt.datetime.fromisoformat(started["scored_at"]))
-                task = Task(_named(model), loaded.model_id, None if ads is None else _named(ads),
+                task = Task(_named(model), hashes["model"], None if ads is None else _named(ads),
                             tuple(replace(f, path=_named(f.path)) for f in files), tuple(shards), _named(output), key,
                             job.scored_at, work.schema, batch_rows, tuple(keep), device)
                 try:

@@ -188,7 +188,7 @@ class CandidateSource:
             return Inventory(ads, None)
         pacer = Pacer(ads.budget, self._config.pacing)
         if before is not None and before.pacer is not None:
-            pacer.carry_over(before.pacer, before.ads.rows_of(ads.table["ad_id"].to_pylist()))
+            pacer.carry_over(before.pacer, before.ads.rows_of(ads.ids))
         return Inventory(ads, pacer)
 
 

@@ -50,7 +50,7 @@ class Task:
     """A job as a worker in another process is told of it: what :class:`Work` and :class:`Job` are made from."""
 
     model: str
-    model_id: str
+    model_sha256: str
     ads: str | None
     files: tuple[InputFile, ...]
     shards: tuple[Shard, ...]

@@ -27,6 +27,7 @@ from recsys.serving.processes import Processes
 from recsys.serving.protocol import ScorerLike, load_scorer
 from recsys.serving.rows import Pairs
 from recsys.serving.shards import Task, Work, score_shard
+from recsys.stage import sha256_file
 from recsys.storage import as_location
 
 _WORTH_A_PROCESS = 262_144  # rows: starting one takes a second or two
@@ -137,22 +138,23 @@ def _work(task: Task, start: float) -> None:
 
 
 @lru_cache(1)  # loaded while there is no job yet, then used by it
-def _scorer(model: str, device: str) -> ScorerLike:
-    return load_scorer(model, device)
+def _scorer(model: str, device: str) -> tuple[str, ScorerLike]:
+    """What the folder hashed to before it was loaded, and what it holds."""
+    return sha256_file(model), load_scorer(model, device)
 
 
 def _opened(task: Task) -> tuple[Job, Work]:
-    return _load(task.model, task.model_id, task.ads, task.files, task.output, task.key, task.scored_at, task.schema,
-                 task.batch_rows, task.keep, task.device)
+    return _load(task.model, task.model_sha256, task.ads, task.files, task.output, task.key, task.scored_at,
+                 task.schema, task.batch_rows, task.keep, task.device)
 
 
 @lru_cache(1)  # a process that serves many tasks of a job loads the model once
-def _load(model: str, model_id: str, ads: str | None, files: tuple[Any, ...], output: str, key: str, scored_at: Any,
+def _load(model: str, sha256: str, ads: str | None, files: tuple[Any, ...], output: str, key: str, scored_at: Any,
           schema: Any, batch_rows: int, keep: tuple[str, ...], device: str) -> tuple[Job, Work]:
-    scorer = _scorer(model, device)
+    found, scorer = _scorer(model, device)
     _scorer.cache_clear()  # the next job of this process, in a Ray cluster, may find another model in that folder
-    if scorer.model_id != model_id:
-        raise RecsysError(f"{model}: was replaced while the job started ({model_id} by {scorer.model_id}); run again")
+    if found != sha256:  # weights may be the same, and calibration or precision another
+        raise RecsysError(f"{model}: was replaced while the job started; run again")
     pairs = Pairs(scorer.columns, keep, batch_rows, None if ads is None else Path(ads))
     return Job(place(as_location(output)), key, scored_at), Work(scorer, pairs, list(files), schema, batch_rows)
 

@@ -114,7 +114,7 @@ def _best(member: Path) -> Found:
         if (folder / MANIFEST).is_file():  # else it is being written, or never was
             log.warning("checkpoint %s is not used: %s", folder, error)
 
-    latest = newest(member, told)
+    latest = newest(member, told) or newest(member, told)  # a run that goes on may have removed what was being read
     if latest is None:
         raise InputError("no checkpoint that is whole", file=member,
                          expected="one of every member, or one checkpoint named")

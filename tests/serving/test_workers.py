@@ -27,6 +27,7 @@ from recsys.serving.job import new_job
 from recsys.serving.places import place
 from recsys.serving.rows import Pairs
 from recsys.serving.shards import Task, Work, probe, score_shard
+from recsys.stage import sha256_file
 from recsys.storage import filesystem, join
 from tests import stores
 from tests.processes import children_of, command_line, live_glob
@@ -297,17 +298,17 @@ def test_a_process_that_goes_on_loads_the_model_of_its_next_job(model: Path, lar
     scorer = load_scorer(folder)
     schema = probe(scorer, Pairs(scorer.columns, (), 64, None), files)
 
-    def opened(key: str, model_id: str) -> Work:
-        return workers._opened(Task(str(folder), model_id, None, tuple(files), (), str(tmp_path / "out"), key,
-                                    dt.datetime.now(dt.UTC), schema, 64, (), "cpu"))[1]
+    def opened(key: str) -> Work:
+        return workers._opened(Task(str(folder), sha256_file(folder), None, tuple(files), (), str(tmp_path / "out"),
+                                    key, dt.datetime.now(dt.UTC), schema, 64, (), "cpu"))[1]
 
-    first = opened("one", scorer.model_id).scorer
+    first = opened("one").scorer
     assert first.model_id == scorer.model_id
     spec = json.loads((folder / "model.json").read_text())
     (folder / "model.json").write_text(json.dumps({**spec, "model_id": "another"}))
-    assert opened("two", "another").scorer.model_id == "another"
+    assert opened("two").scorer.model_id == "another"
     (folder / "model.json").write_text(json.dumps(spec))  # and one of the same weights, which may be calibrated anew
-    assert opened("three", scorer.model_id).scorer is not first
+    assert opened("three").scorer is not first
     workers._load.cache_clear()
 
 

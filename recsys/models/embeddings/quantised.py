@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from recsys.errors import InputError
 from recsys.kernels.dispatch import Kernels
-from recsys.kernels.quantised_bags import dequantise, quantise, quantised_bags, row_bytes
+from recsys.kernels.quantised_bags import HEADER, dequantise, quantise, quantised_bags, row_bytes
 from recsys.models.embeddings.base import Embeddings, Table
 
 if TYPE_CHECKING:
@@ -45,10 +46,19 @@ class Packed:
 
     @classmethod
     def of(cls, tables: Mapping[str, torch.Tensor], dim: int, bits: Bits) -> Packed:
-        """Pack float tables [rows, D], in their order."""
+        """Pack float tables [rows, D], in their order.
+
+        Raises:
+            InputError: int8 or int4 of numbers that half precision cannot hold.
+        """
         wide = padded_dim(dim) - dim  # a number that is there already asks for no wider range of codes
         parts = [quantise(torch.cat([w.detach(), w.detach()[:, -1:].expand(-1, wide)], dim=1), bits).flatten()
                  for w in tables.values()]
+        for name, part in zip(tables, parts, strict=True):
+            if bits != "fp32" and not part.view(-1, row_bytes(bits, padded_dim(dim)))[:, :HEADER].contiguous().view(
+                    torch.float16).isfinite().all():
+                raise InputError("numbers beyond half precision", column=f"table {name}",
+                                 got=float(tables[name].abs().max()), expected="at most 65504, or --embeddings fp32")
         return cls(torch.cat(parts) if parts else torch.zeros(0, dtype=torch.uint8), bits, dim)
 
     @property

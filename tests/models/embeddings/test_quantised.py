@@ -4,6 +4,7 @@ import pytest
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from recsys.errors import InputError
 from recsys.models.embeddings import Table
 from recsys.models.embeddings.quantised import Packed, QuantisedEmbeddings
 
@@ -65,6 +66,15 @@ def test_other_vectors_stand_behind(bits: str, dim: int, kernels: str) -> None:
     narrowed = narrow.joined(sparse, [x.bfloat16() for x in others])
     assert narrowed.dtype == torch.bfloat16
     torch.testing.assert_close(narrowed.float(), found, atol=0.03, rtol=0.01)
+
+
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+@pytest.mark.parametrize("value", [70_000.0, -70_000.0])
+def test_what_half_precision_cannot_hold_is_refused(bits: str, value: float) -> None:
+    tables = {"ad": torch.zeros(5, 8), "site": torch.full((3, 8), value)}
+    with pytest.raises(InputError, match=r"column table site: numbers beyond half precision.*70000.*--embeddings fp32"):
+        Packed.of(tables, 8, bits)  # type: ignore[arg-type]
+    assert len(Packed.of(tables, 8, "fp32").block) == 8 * 32
 
 
 def test_a_block_of_another_length_is_refused() -> None:
