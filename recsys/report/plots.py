@@ -29,6 +29,7 @@ STYLE: Any = {
     "svg.hashsalt": "recsys", "figure.facecolor": "white", "axes.facecolor": "white", "legend.frameon": False,
 }
 WIDE, NARROW = 8.6, 4.3
+_WIDE_AXES, _NARROW_AXES = (555.0, 245.0), (245.0, 215.0)  # points of what the cost plot's axes span, about
 """Inches: a figure for a screen or paper, and one whose letters stay readable on a phone."""
 
 
@@ -90,11 +91,12 @@ def cost_plot(statement: Mapping[str, Any], ax: Axes, narrow: bool = False) -> N
     _break_even(ax, statement, floor, right, (bottom, top))
     ax.set_xlim(floor / 1.6, right)
     ax.set_ylim(bottom, top + 0.12 * (top - bottom))
+    _names(ax, at, curve["chosen"], narrow)
     ax.axhline(0, color=INK, linewidth=1, zorder=1)
     ax.grid(color=RULE, linewidth=0.7)
     ax.set_axisbelow(True)
     ax.minorticks_off()
-    _cost_axis(ax, floor, right, free, 3 if narrow else 6)
+    _cost_axis(ax, floor, right, free, narrow)
     ax.yaxis.set_major_formatter(lambda v, _: f"{v:+g}\u202f%".replace("-", "\u2212") if v else "0")
     ax.set_xlabel("cost per 1,000 impressions" + ("" if narrow else ", US dollars (log scale)"))
     ax.set_ylabel("lift")
@@ -111,11 +113,35 @@ def _cost_point(ax: Axes, point: Mapping[str, Any], at: tuple[float, float], flo
     if chosen:
         ax.plot([x], [y], "o", markerfacecolor="none", markeredgecolor=ORANGE, markeredgewidth=2, markersize=15,
                 zorder=5, linestyle="none", label="cheapest not significantly below the best")
-    ax.annotate(point["name"], (x, y), xytext=(9, 7), textcoords="offset points", fontsize=9, zorder=6,
-                fontweight="bold" if chosen else "normal")
 
 
-def _cost_axis(ax: Axes, floor: float, right: float, free: bool, most: int) -> None:
+def _names(ax: Axes, at: Mapping[str, tuple[float, float]], chosen: str | None, narrow: bool) -> None:
+    """Write each point's name beside it, on the first side where it covers no other point or name.
+
+    Sizes are rough: what the layout makes of the figure is known only when it is drawn.
+    """
+    wide, high = _NARROW_AXES if narrow else _WIDE_AXES
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    place = {n: (math.log(x / left) / math.log(right / left) * wide, (y - bottom) / (top - bottom) * high)
+             for n, (x, y) in at.items()}
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in place.values()]
+    for name in sorted(at, key=lambda n: (n != chosen, at[n])):
+        width, (x, y) = (6.7 if name == chosen else 5.5) * len(name) + 4, place[name]
+        boxes: list[Any] = []
+        for across, up in ((9, 7), (9, -16), (-9, 7), (-9, -16), (9, 20), (9, -29)):
+            start = x + across - (width if across < 0 else 0)
+            box = (start, y + up, start + width, y + up + 9)
+            covers = sum(box[0] < o[2] and o[0] < box[2] and box[1] < o[3] and o[1] < box[3] for o in taken)
+            outside = box[0] < 0 or box[2] > wide * 1.05
+            boxes.append((covers + outside, len(boxes), across, up, box))
+        *_, across, up, box = min(boxes)
+        taken.append(box)
+        ax.annotate(name, at[name], xytext=(across, up), textcoords="offset points", fontsize=9, zorder=6,
+                    ha="right" if across < 0 else "left", fontweight="bold" if name == chosen else "normal")
+
+
+def _cost_axis(ax: Axes, floor: float, right: float, free: bool, narrow: bool) -> None:
+    most, wide = (3, _NARROW_AXES[0]) if narrow else (6, _WIDE_AXES[0])
     lowest = floor * 1.5 if free else floor / 1.6
     powers = list(range(math.ceil(math.log10(lowest)), math.floor(math.log10(right)) + 1))
     powers = powers[::max(1, math.ceil(len(powers) / most))]
@@ -127,7 +153,12 @@ def _cost_axis(ax: Axes, floor: float, right: float, free: bool, most: int) -> N
     labels = [f"${t:,.{max(0, -math.floor(math.log10(t) + 1e-9))}f}" for t in ticks]
     if free:
         ticks, labels = [floor, *ticks], ["free", *labels]
-    ax.set_xticks(ticks, labels)
+    left, kept = floor / 1.6, list[tuple[float, str]]()
+    for tick, label in zip(ticks, labels, strict=True):  # those that do not run into the one before
+        room = math.log(tick / kept[-1][0]) / math.log(right / left) * wide if kept else math.inf
+        if room > 3.2 * (len(label) + len(kept[-1][1] if kept else "")) + 8:
+            kept.append((tick, label))
+    ax.set_xticks([t for t, _ in kept], [label for _, label in kept])
 
 
 def _break_even(ax: Axes, statement: Mapping[str, Any], left: float, right: float, limits: tuple[float, float]) -> None:
