@@ -29,6 +29,7 @@ from recsys.training.journal import Journal, read_journal
 from recsys.training.step import PlainStepper, binomial_loss
 from recsys.training.trainer import train_model
 from tests.processes import live_glob
+from tests.training.damage import DAMAGE, flip
 from tests.training.toy import toy_split
 
 MODEL = ModelConfig(embedding_dim=4, bottom=(8,), top=(16,), min_count=1, dropout=0.1)
@@ -211,20 +212,6 @@ def _cut(split: Path, out: Path, monkeypatch: pytest.MonkeyPatch, training: Trai
     return folder
 
 
-def _flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(bytes(data))
-
-
-DAMAGE: dict[str, Callable[[Path], object]] = {
-    "rank-0.safetensors does not have the SHA-256": lambda c: _flip(c / "rank-0.safetensors"),
-    "rank-0.safetensors has": lambda c: os.truncate(c / "rank-0.safetensors", 1000),
-    "rank-0.safetensors is missing": lambda c: (c / "rank-0.safetensors").unlink(),
-    "manifest.json is missing": lambda c: (c / "manifest.json").unlink(),
-}
-
-
 @pytest.mark.parametrize("message", DAMAGE)
 def test_a_damaged_checkpoint_is_named_and_the_previous_one_used(
         split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
@@ -246,7 +233,7 @@ def test_without_a_whole_checkpoint_training_starts_again_and_says_so(
         whole: tuple[Path, dict[str, Any]]) -> None:
     folder = _cut(split, tmp_path / "out", monkeypatch, EVERY)
     for checkpoint in folder.iterdir():
-        _flip(checkpoint / "rank-0.safetensors")
+        flip(checkpoint / "rank-0.safetensors")
     resumed = train_model(split, MODEL, EVERY, tmp_path / "out")
     assert "training starts from the beginning" in caplog.text
     assert _same(resumed, whole)
@@ -261,7 +248,7 @@ def test_the_latest_and_the_best_are_kept_and_one_without_its_best_is_not_used(
     folder = _cut(split, tmp_path / "out", monkeypatch, training, (best + 2) * length - 1)
     names = sorted(p.name for p in folder.iterdir())
     assert names == [f"epoch-{best + 1:04d}-batch-{b:09d}" for b in (0, length - 4, length - 3, length - 2)]
-    _flip(folder / names[0] / "rank-0.safetensors")
+    flip(folder / names[0] / "rank-0.safetensors")
     resumed = train_model(split, MODEL, training, tmp_path / "out")
     reason = f"it needs the best weights so far, in {names[0]}"
     assert f"checkpoint {folder / names[-1]} is not used: {reason}" in caplog.text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from recsys.errors import InputError
 from recsys.training.journal import Journal
 from recsys.training.run_folder import load_unfinished
 from recsys.training.trainer import train_model
+from tests.training.damage import DAMAGE, flip
 from tests.training.toy import toy_split
 
 MODEL = ModelConfig(embedding_dim=4, bottom=(8,), top=(16,), min_count=1)
@@ -89,28 +89,20 @@ def test_names_from_within_the_run_are_taken_as_well(run: Path, monkeypatch: pyt
     assert load_unfinished(Path()).facts == load_unfinished(run).facts
 
 
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(bytes(data))
-
-
-DAMAGE: dict[str, Callable[[Path], object]] = {
-    "does not have the SHA-256": lambda c: flip(c / "rank-0.safetensors"),
-    "bytes, not": lambda c: os.truncate(c / "rank-0.safetensors", 1000),
-    "rank-0.safetensors is missing": lambda c: (c / "rank-0.safetensors").unlink(),
-    "manifest.json is missing": lambda c: (c / "manifest.json").unlink(),
+MORE_DAMAGE: dict[str, Callable[[Path], object]] = {
+    **DAMAGE,
+    "bytes, not": DAMAGE["rank-0.safetensors has"],
     "does not have its own": lambda c: (c / "manifest.json").write_text(
         (c / "manifest.json").read_text().replace('"step": ', '"step": 1')),
 }
 
 
-@pytest.mark.parametrize("reason", DAMAGE)
+@pytest.mark.parametrize("reason", MORE_DAMAGE)
 def test_a_damaged_checkpoint_is_refused_and_a_run_goes_by_the_one_before(
         run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, reason: str) -> None:
     monkeypatch.setattr(logging.getLogger("recsys"), "propagate", True)
     *_, before, latest = checkpoints(run)
-    DAMAGE[reason](latest)
+    MORE_DAMAGE[reason](latest)
     with pytest.raises(InputError, match=f"damaged checkpoint.*{reason}"):
         load_unfinished(latest)
     shutil.rmtree(run / "checkpoint/member-0" / load_unfinished(run).facts[0]["name"])  # the best weights of the rest

@@ -88,7 +88,7 @@ class Embeddings(nn.Module):
         """Mean-pooled embeddings [B, F, D], features in the order of the tables' ``features``; empty bag: zeros."""
         raise NotImplementedError
 
-    def joined(self, sparse: KeyedJaggedTensor, others: Sequence[torch.Tensor]) -> torch.Tensor:
+    def joined(self, sparse: KeyedJaggedTensor | Bags, others: Sequence[torch.Tensor]) -> torch.Tensor:
         """The embeddings with other vectors [B, K, D] behind them: [B, F + sum of K, D], in autocast's dtype."""
         found = self(sparse)
         return torch.cat([found.to(autocast_dtype(found)), *others], dim=1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -101,13 +102,11 @@ class QuantisedEmbeddings(Embeddings):
         self.packed, self.output, self.kernels = packed, output, kernels
         self._features = [f for t in tables for f in t.features]
         self._mean = any(t.lists for t in tables)
-        device, first, starts = packed.block.device, 0, []
-        for table in packed.tables(tables):
-            starts.append(first)
-            first += next(t.rows for t in tables if t.name == table)
+        packed.tables(tables)  # the block is as long as they ask for
         self._matrix = packed.block.view(-1, packed.row_bytes)
-        self._first_row = torch.tensor([n for n, t in zip(starts, tables, strict=True) for _ in t.features],
-                                       dtype=torch.int64, device=device)
+        first = accumulate((t.rows for t in tables), initial=0)
+        self._first_row = torch.tensor([n for n, t in zip(first, tables, strict=False) for _ in t.features],
+                                       dtype=torch.int64, device=packed.block.device)
 
     @property
     def as_matrix(self) -> tuple[torch.Tensor, torch.Tensor] | None:
