@@ -33,6 +33,7 @@ METRICS: dict[str, Literal["minimize", "maximize"]] = {
     "gauc": "maximize"}
 FIRST_RUNG, REDUCTION = 10, 3  # percent of the training, and of the trials one in so many goes on
 SHARE = 0.1  # validation slice where the experiment has none
+BUSY_TIMEOUT = 600.0  # seconds to wait while another process of the search writes to the study
 
 Train = Callable[[ExperimentConfig, Path, Watch], Mapping[str, Any]]
 """Trains an experiment's arm into a folder, without its test part, telling a watcher; returns the metrics."""
@@ -93,7 +94,10 @@ def open_study(search: Search) -> optuna.Study:
     identity = sha256_json({"config": search.config.resolved(), "space": space, "metric": search.metric})
     search.out.mkdir(parents=True, exist_ok=True)
     pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=FIRST_RUNG, reduction_factor=REDUCTION)
-    study = optuna.create_study(storage=f"sqlite:///{(search.out / 'study.db').resolve()}", study_name="recsys",
+    # Each commit is an fsync: on a busy disk a few of them take longer than the 5 s that SQLite's clients wait for.
+    storage = optuna.storages.RDBStorage(f"sqlite:///{(search.out / 'study.db').resolve()}",
+                                         engine_kwargs={"connect_args": {"timeout": BUSY_TIMEOUT}})
+    study = optuna.create_study(storage=storage, study_name="recsys",
                                 sampler=_sampler(search), pruner=pruner, direction=METRICS[search.metric],
                                 load_if_exists=True)
     known = study.user_attrs.get("identity")

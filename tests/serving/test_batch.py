@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -302,20 +304,25 @@ def test_kill_at_random_moments_then_rerun_equals_an_undisturbed_run(model: Path
     subprocess.run(command(*settings, "--output", whole), check=True, capture_output=True)
     seed = time.time_ns()
     print("seed", seed)
-    rng, progress = np.random.default_rng(seed), []
-    for _ in range(5):
-        goal = len(live_glob(out, "part-*")) + int(rng.integers(0, 7))
+    rng, kills, halfway = np.random.default_rng(seed), 0, 0
+    while kills < 5:
+        before = len(live_glob(out, "part-*"))
+        goal = before + int(rng.integers(0, 7))
         process = subprocess.Popen(command(*settings, "--output", out), stderr=subprocess.DEVNULL)
         while process.poll() is None and (not (out / "job.json").exists() or len(live_glob(out, "part-*")) < goal):
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.1))
-        assert process.poll() is None, "the job was too quick to be killed in the middle"
         process.kill()
-        process.wait()
-        progress.append(len(live_glob(out, "part-*")))
-        assert not (out / "manifest.json").exists()
-    assert 0 < progress[-1] < 40
-    assert progress == sorted(progress)
+        assert process.wait() in (0, -signal.SIGKILL)
+        if (out / "manifest.json").exists():  # it was faster than the kill
+            assert row_checksums(out) == row_checksums(whole)
+            shutil.rmtree(out)
+            continue
+        kills += 1
+        done = len(live_glob(out, "part-*"))
+        assert done >= before
+        halfway += 0 < done < 40
+    assert halfway >= 1
     subprocess.run(command(*settings, "--output", out), check=True, capture_output=True)
     assert row_checksums(out) == row_checksums(whole)
     assert not list(out.rglob("*.partial"))

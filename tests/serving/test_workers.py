@@ -247,7 +247,7 @@ def call(settings: dict[str, Any], variables: dict[str, str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("at", "shard_rows", "many"), [("folder", 20, 30), ("s3", 500, 8)])
+@pytest.mark.parametrize(("at", "shard_rows", "many"), [("folder", 20, 30), ("s3", 250, 8)])
 def test_kills_of_calls_that_share_a_job(model: Path, large: Path, tmp_path: Path, bucket: str, at: str,
                                          shard_rows: int, many: int) -> None:
     """Two calls work on one job; at random moments one of them is killed, and another one started in its place."""

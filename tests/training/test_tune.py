@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -140,6 +142,19 @@ def test_more_trials_go_on_from_there(whole: tuple[dict[str, Any], Path], split:
     found = _run(_search(tmp_path / "copy", 8), _train(split))
     assert found["trials"][:7] == whole[0]["trials"]
     assert found["trials"][7]["state"] in ("complete", "pruned")
+
+
+@pytest.mark.slow
+def test_a_study_that_another_process_holds_is_waited_for(tmp_path: Path) -> None:
+    study = open_study(_search(tmp_path))
+    other = sqlite3.connect(tmp_path / "study.db", isolation_level=None, check_same_thread=False)
+    other.execute("begin exclusive")
+    release = threading.Timer(7.0, other.execute, ["rollback"])  # SQLite's own clients give up after 5 s
+    release.start()
+    study.ask()
+    release.join()
+    other.close()
+    assert len(study.get_trials()) == 1
 
 
 def test_another_search_does_not_mix_into_the_folder(whole: tuple[dict[str, Any], Path]) -> None:
