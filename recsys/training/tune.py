@@ -11,9 +11,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -277,10 +275,10 @@ def summary(study: optuna.Study, search: Search) -> dict[str, Any]:
             "steps": {str(k): v for k, v in sorted(trial.intermediate_values.items())},
             "training_seconds": trial.user_attrs.get("training_seconds"), "reason": trial.user_attrs.get("reason"),
         })
-    best = None
-    with suppress(ValueError), warnings.catch_warnings():  # no complete trial yet
-        warnings.simplefilter("ignore")
-        best = rows[study.best_trial.number]
+    # From the rows and not from the study: another process may have ended a trial since they were read.
+    ended = [row for row in rows if row["state"] == "complete"]
+    pick = min if METRICS[search.metric] == "minimize" else max
+    best = pick(ended, key=lambda row: row["value"]) if ended else None
     states = ("complete", "pruned", "fail", "running")
     return {"metric": search.metric, "direction": METRICS[search.metric],
             "counts": {s: sum(r["state"] == s for r in rows) for s in states},

@@ -157,6 +157,25 @@ def test_a_study_that_another_process_holds_is_waited_for(tmp_path: Path) -> Non
     assert len(study.get_trials()) == 1
 
 
+def test_a_trial_that_ends_while_the_search_is_summed_up_is_not_half_in_it(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = _search(tmp_path)
+    study, other = open_study(search), open_study(search)
+    study.ask()
+    read = study.get_trials
+
+    def read_and_meanwhile(**settings: Any) -> list[Any]:
+        found = read(**settings)
+        other.tell(0, 0.5)
+        return found
+
+    monkeypatch.setattr(study, "get_trials", read_and_meanwhile)
+    found = summary(study, search)
+    assert (found["best"], found["counts"]["running"]) == (None, 1)
+    monkeypatch.undo()
+    assert summary(study, search)["best"] == {"number": 0, "value": 0.5, "settings": {}}
+
+
 def test_another_search_does_not_mix_into_the_folder(whole: tuple[dict[str, Any], Path]) -> None:
     search = _search(whole[1])
     open_study(replace(search, trials=99))
