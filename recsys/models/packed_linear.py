@@ -6,6 +6,9 @@ same in the same order, and so are the results, to the last bit; elsewhere one r
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -30,6 +33,12 @@ class PackedLinear(nn.Module):
         """[.., in_features], any floating dtype, to bfloat16 [.., out_features]."""
         return torch.ops.mkldnn._linear_pointwise(x.to(torch.bfloat16), self._weight, self._bias,
                                                   "relu" if self.relu else "none", [], "")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PackedLinear:
+        memo[id(self._weight)] = self._weight  # oneDNN's tensor cannot be copied; nothing writes to it, so it is shared
+        twin = copy.copy(self)
+        twin.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return twin
 
     def extra_repr(self) -> str:
         """As PyTorch's own layers show themselves."""

@@ -22,6 +22,7 @@ from recsys.features.batches import Batch
 from recsys.kernels.dispatch import autocast_dtype
 from recsys.models.attention import TargetAttention, latest
 from recsys.models.layers import tower
+from recsys.models.packed_linear import PackedLinear
 from recsys.models.trained import Trained
 
 _AD = "ad_id"
@@ -174,7 +175,7 @@ class Ranker(Trained):
         """Multiply-adds counted as two, of one row forward: linear layers and interaction; lookups are not counted."""
         flops = self.interaction_flops()
         for name, module in self.named_modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear | PackedLinear):
                 items = self.config.history_length if name.startswith(("attention.", "content_attention.")) else 1
                 flops += 2 * module.in_features * module.out_features * items
         return flops

@@ -46,6 +46,20 @@ def test_packed_layers_give_the_same_bits(config: dict[str, Any], rows: int) -> 
             assert torch.equal(packed(batch), want)
 
 
+def test_a_packed_ranker_is_copied_and_counted_as_the_plain_one() -> None:
+    plain, packed = pair(kind="dcnv2")
+    assert packed.flops_per_row() == plain.flops_per_row()
+    twin, batch = copy.deepcopy(packed), toy.batch(6)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        want = packed(batch)
+        assert torch.equal(twin(batch), want)
+        for layer in twin.modules():  # a copy of its own: what is done to it does not reach the other
+            if isinstance(layer, PackedLinear):
+                layer.relu = not layer.relu
+        assert torch.equal(packed(batch), want)
+        assert not torch.equal(twin(batch), want)
+
+
 def test_attention_keeps_its_layers() -> None:
     attention = toy.TABLES[0].features[1]
     tables = [toy.Table("ad_id", 20, ("ad_id", f"{attention}@0", f"{attention}@1"), lists=False), toy.TABLES[1]]
