@@ -30,14 +30,16 @@ def s3() -> Iterator[tuple[str, dict[str, str]]]:
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
-    _, port = server.get_host_and_port()
-    found = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "id",
-             "AWS_SECRET_ACCESS_KEY": "secret"}
-    with environment(found):
-        fs.S3FileSystem(endpoint_override=f"127.0.0.1:{port}", scheme="http", region="us-east-1",
-                        allow_bucket_creation=True).create_dir("runs")
-        yield "s3://runs", found
-    server.stop()
+    try:
+        _, port = server.get_host_and_port()
+        found = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "id",
+                 "AWS_SECRET_ACCESS_KEY": "secret"}
+        with environment(found):
+            fs.S3FileSystem(endpoint_override=f"127.0.0.1:{port}", scheme="http", region="us-east-1",
+                            allow_bucket_creation=True).create_dir("runs")
+            yield "s3://runs", found
+    finally:
+        server.stop()
 
 
 @contextmanager
