@@ -41,7 +41,8 @@ def write_ranking(work: Path, candidates: int) -> Path:
                    folder / "users.parquet")
     file = folder / "ranking.yaml"
     file.write_text(yaml.safe_dump({
-        "ads": str(folder / "ads.parquet"), "users": {"parquet": str(folder / "users.parquet")},
+        "ads": str(folder / "ads.parquet"), "users": {
+            "parquet": str(folder / "users.parquet"), "fallback": {name: 0 for name in USER if name.startswith("C")}},
         "context": {**CONTEXT, "language": "string"}, "filters": ["language={language}", "brand_safe=true"],
         "retrieve": {"k": candidates},
         "policy": {"temperature": 0.25, "epsilon": 0.1, "depth": 20, "bid_exponent": 0.5, "reserve": 0.05},

@@ -86,6 +86,9 @@ class UsersConfig(Strict):
     redis: str | None = Field(None, description="redis://HOST:PORT/DB")
     prefix: str = Field("recsys", description="of the keys in Redis")
     timeout_ms: float = Field(20.0, gt=0, description="after which a request goes on without the user's features")
+    fallback: dict[str, int | float | str] = Field({}, description=(
+        "column -> what stands there for a user who is not known, or has no value; default: null, missing. Columns "
+        "that hold rows of their table (id_rows) need one"))
 
     @model_validator(mode="after")
     def _one(self) -> UsersConfig:

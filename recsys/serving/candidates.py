@@ -17,10 +17,11 @@ from recsys.retrieval.retriever import Query, Retriever
 from recsys.serving.ad_table import AdTable, as_filter
 from recsys.serving.counts import Counts
 from recsys.serving.pacing import Pacer
-from recsys.serving.protocol import ScorerLike
+from recsys.serving.protocol import ScorerLike, score_rows
 from recsys.serving.rank_requests import CONTEXT_TYPES, RankRequest
+from recsys.serving.requests import warm_up_table
 from recsys.serving.slates import Arm
-from recsys.serving.user_store import UserStore, open_users
+from recsys.serving.user_store import UserStore, fallbacks, open_users
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ class CandidateSource:
     def __init__(self, config: RankingConfig, counts: Counts, retriever: Retriever | None = None) -> None:
         self._config, self._counts = config, counts
         self.users: UserStore | None = None if config.users is None else open_users(config.users)
+        self._fallback = {} if config.users is None or self.users is None else fallbacks(
+            config.users, self.users.schema)
         self._seen = _signature(config.ads)
         self.inventory = self._read_ads(None)
         self._retriever = retriever or _retriever(config, self.inventory.ads)
@@ -124,6 +127,7 @@ class CandidateSource:
                                  file=scorer.model_id, column=name, got=places or None,
                                  expected="one of: the ads table, the users, the configuration's context")
             made.append((name, places[0]))
+        self._check_unknown(scorer, [name for name, place in made if place == "user"])
         self._checked = {**dict(list(self._checked.items())[-16:]), id(scorer): (scorer, made)}
         return made
 
@@ -137,7 +141,24 @@ class CandidateSource:
             known = bool(found[0])
             self._counts.add(users_unknown=int(not known))
             columns |= {name: user[name] for name in user.column_names}
+            columns |= {name: columns[name].fill_null(value) for name, value in self._fallback.items()}
         return pa.table(columns), known
+
+    def _check_unknown(self, scorer: ScorerLike, columns: list[str]) -> None:
+        """That a user whom nobody knows can be scored: found out now, not by the first of them."""
+        if self.users is None or not columns:
+            return
+        one, schema = warm_up_table(scorer.kinds), self.users.schema
+        for name in columns:
+            kind = schema.field(name).type
+            one = one.set_column(one.column_names.index(name), name,
+                                 pa.array([self._fallback.get(name, pa.scalar(None, kind)).as_py()], kind))
+        try:
+            score_rows(scorer, one)
+        except InputError as error:
+            raise InputError(f"a user who is not known cannot be scored: {error.message}", file=scorer.model_id,
+                             column=error.column, got=error.got,
+                             expected=f"users.fallback of that column: {error.expected}") from None
 
     def candidates(self, ads: AdTable, request: RankRequest, side: pa.Table,
                     k: int) -> tuple[np.ndarray, str, np.ndarray]:

@@ -5,7 +5,8 @@
     users.get_many(["u1", "u2"])                         # one row each; found says which are known
 
 A user that is not there (or whose features do not come in time) has nulls, and is counted: a ranker takes a null as a
-missing value, as in training.
+missing value, as in training. A column of row numbers has no missing value: :func:`fallbacks` say which row
+such a user gets.
 """
 
 from __future__ import annotations
@@ -158,6 +159,28 @@ def open_users(config: UsersConfig) -> UserStore:
         return ParquetUsers(config.parquet)
     assert config.redis is not None
     return RedisUsers(config.redis, config.prefix, config.timeout_ms)
+
+
+def fallbacks(config: UsersConfig, schema: pa.Schema) -> dict[str, pa.Scalar]:
+    """What stands for a null, by column.
+
+    Args:
+        config: its ``fallback``.
+        schema: of the users' features.
+
+    Raises:
+        InputError: a column that the users do not have, or a value of another type.
+    """
+    found = {}
+    for name, value in config.fallback.items():
+        if name not in schema.names:
+            raise InputError("no such column of the users", file="users.fallback", column=name, got=schema.names)
+        try:
+            found[name] = pa.scalar(value, schema.field(name).type)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
+            raise InputError("wrong type", file="users.fallback", column=name, got=value,
+                             expected=str(schema.field(name).type)) from None
+    return found
 
 
 def load_users(path: str | Path, url: str, prefix: str = "recsys", ttl_seconds: int | None = None) -> int:

@@ -11,16 +11,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys.auction import run_auctions, slot_prices
-from recsys.config import RankingConfig, parse_model
+from recsys.config import ModelConfig, RankingConfig, TrainingConfig, parse_model
 from recsys.contracts import IMPRESSIONS, read_parquet, validate
 from recsys.datasets.candidates import expand_candidates
-from recsys.datasets.info import DatasetInfo
+from recsys.datasets.info import DatasetInfo, Label, save_dataset_info
 from recsys.errors import InputError, Refused
 from recsys.evaluation.policy import ranker_policy
 from recsys.serving.protocol import load_scorer
 from recsys.serving.ranking import Ranking, replayed
 from recsys.serving.served_log import LogFull
-from tests.serving.conftest import ADS, make_ads
+from recsys.training import train_model
+from tests.serving.conftest import ADS, make_ads, make_impressions
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,50 @@ def test_the_log_says_what_was_decided_and_the_decision_can_be_made_again_from_i
         assert again.propensity[row["slot"]] == row["propensity"]
         assert again.conditional[row["slot"]] == row["conditional_propensity"]
     assert log["age"].to_pylist()[3] == 24.0  # the features that the model saw, to train on
+
+
+@pytest.fixture(scope="module")
+def of_rows(tmp_path_factory: pytest.TempPathFactory):
+    """A model one of whose user columns holds rows of its table: there is no missing value."""
+    split = tmp_path_factory.mktemp("rows")
+    table = make_impressions(1000, 4)
+    table = table.append_column("segment", pa.array(np.arange(1000) % 8, pa.int64()))
+    pq.write_table(table, split / "train.parquet")
+    pq.write_table(table.slice(0, 100), split / "test.parquet")
+    save_dataset_info(DatasetInfo(name="rows", dense=("age",), sparse=("ad_id", "segment"), id_rows={"segment": 8},
+                                  label={"click": Label(kind="binary", column="click")}), split)
+    train_model(split, ModelConfig(embedding_dim=4, bottom=(8, 4), top=(8,)), TrainingConfig(epochs=1, batch_size=256),
+                split / "m", name="rows")
+    return load_scorer(split / "m", "cpu")
+
+
+def rows_config(files: Path, **users: Any) -> RankingConfig:
+    pq.write_table(pa.table({"user_id": ["u0", "u1", "hollow"], "age": [20.0, 60.0, None], "segment": [1, 7, None]}),
+                   files / "users.parquet")
+    return config(files, users={"parquet": files / "users.parquet", **users}, policy=PURE)
+
+
+@pytest.mark.parametrize("user", ["nobody", None, "hollow"])
+def test_who_is_not_known_gets_the_fallback_where_a_column_has_no_missing_value(files, of_rows, user):
+    with Ranking(rows_config(files, fallback={"segment": 5}), lambda _: of_rows) as ranking:
+        decision = ranking.rank(request(user))
+        assert decision.user_known is (user == "hollow")
+        assert ranking.counts["users_unknown"] == (user != "hollow")
+    log = log_of(files)
+    assert log["segment"].to_pylist() == [5, 5, 5]  # what the model saw
+    assert log["age"].null_count == 3
+    shown = pa.table({"ad_id": decision.shown, "age": pa.nulls(3, pa.float64()), "segment": [5, 5, 5]})
+    np.testing.assert_allclose([ad["p_click"] for ad in decision.answer()["ads"]], of_rows.score(shown)["click"])
+
+
+@pytest.mark.parametrize(("fallback", "says"), [
+    ({}, "a user who is not known cannot be scored: null id"), ({"segment": 8}, "id out of range"),
+    ({"segment": "x"}, "wrong type"), ({"segmnt": 1}, "no such column of the users")], ids=str)
+def test_a_service_that_could_not_score_an_unknown_user_does_not_start(files, of_rows, fallback, says):
+    with pytest.raises(InputError, match=says) as caught:
+        Ranking(rows_config(files, fallback=fallback), lambda _: of_rows)
+    assert "fallback" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_tomorrows_evaluation_finds_the_same_policy_in_the_log(make, files, scorer):
