@@ -4,17 +4,22 @@ A stage turns inputs into one output folder. The folder appears whole or not at 
 ``manifest.json`` written last, whose ``key`` is a hash of the stage's name, its configuration and
 its inputs' contents. A second run with the same key does nothing and says so. A killed run leaves
 a hidden ``.NAME.KEY.partial`` folder beside the output, which the next run with the same key is
-handed again (``resume=True``) or clears away; bad input leaves nothing behind.
+handed again (``resume=True``) or clears away; bad input leaves nothing behind. Of two processes at the same work one
+waits, and then finds it done.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,10 +106,10 @@ class Stage:
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     """The folder's manifest, or None where the folder is not a finished stage's output."""
     path = Path(folder) / MANIFEST
-    if not path.is_file():
-        return None
     try:
         manifest = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except json.JSONDecodeError as error:
         raise InputError("damaged manifest", file=path, got=str(error), expected="JSON") from None
     return dict(manifest)
@@ -139,37 +144,98 @@ def run_stage(
     hashes = {label: sha256_file(path) for label, path in sorted(inputs.items())}
     identity = {"stage": name, "config": dict(config), "inputs": hashes, "version": __version__}
     key = sha256_json(identity)
-    previous = read_manifest(out)
-    if previous is not None and previous.get("key") == key:
-        log.info("%s: up to date, nothing to do (%s)", name, out)
-        return {**previous, "cached": True}
-    if out.exists() and previous is None and any(out.iterdir()):
+    if (there := _finished(out, name, key)) is not None:
+        return there
+    if out.exists() and read_manifest(out) is None and any(out.iterdir()):
         raise InputError("the output folder holds something that is not a stage's output", file=out,
                          expected="an empty or new folder")
     partial = out.parent / f".{out.name}.{key[:12]}.partial"
-    finished = read_manifest(partial)
-    if finished is not None and finished.get("key") == key:  # killed between the last write and the rename
-        _publish(partial, out, key)
-        return {**finished, "cached": True}
-    if partial.exists() and not resume:
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True, exist_ok=True)
-    stage = Stage(partial)
-    try:
-        build(stage)
-    except RecsysError:
-        if not (resume and stage.resumable()):
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
-    except Exception:
+    with alone_in(partial):
+        if (there := _finished(out, name, key)) is not None:  # by whom this process has waited for
+            return there
+        finished = read_manifest(partial)
+        if finished is not None and finished.get("key") == key:  # killed between the last write and the rename
+            _publish(partial, out, key)
+            return {**finished, "cached": True}
         if not resume:
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
-    manifest = {**identity, "key": key, "rows": stage.rows, "facts": stage.facts,
-                "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds")}
-    write_json(partial / MANIFEST, manifest)
-    _publish(partial, out, key)
-    return {**manifest, "cached": False}
+            _clear(partial)
+        stage = Stage(partial)
+        try:
+            build(stage)
+        except RecsysError:
+            if not (resume and stage.resumable()):
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        except Exception:
+            if not resume:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        manifest = {**identity, "key": key, "rows": stage.rows, "facts": stage.facts,
+                    "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds")}
+        write_json(partial / MANIFEST, manifest)
+        _publish(partial, out, key)
+        return {**manifest, "cached": False}
+
+
+def _finished(out: Path, name: str, key: str) -> dict[str, Any] | None:
+    manifest = read_manifest(out)
+    if manifest is None or manifest.get("key") != key:
+        return None
+    log.info("%s: up to date, nothing to do (%s)", name, out)
+    return {**manifest, "cached": True}
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a folder, made if need be, against other processes that ask likewise, and wait for one that has it.
+
+    The lock is the system's, so that a killed process lets go; where a file system has none, nobody waits. A folder
+    that is empty in the end is removed.
+    """
+    told = False
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            held = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # renamed or removed by who had it
+            continue
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(held)
+            if not told:
+                log.info("another process works in %s: waiting until it has ended", folder)
+                told = True
+            time.sleep(0.1)
+            continue
+        except OSError:
+            pass
+        if _stands(folder, held):
+            break
+        os.close(held)  # the lock of a folder that is elsewhere by now
+    try:
+        yield
+    finally:
+        if _stands(folder, held):  # else it is another process's
+            with suppress(OSError):
+                folder.rmdir()
+        os.close(held)
+
+
+def _stands(folder: Path, opened: int) -> bool:
+    """Whether the folder of that name still is the one that was opened."""
+    try:
+        return os.path.samestat(os.fstat(opened), folder.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _publish(partial: Path, out: Path, key: str) -> None:
@@ -179,8 +245,14 @@ def _publish(partial: Path, out: Path, key: str) -> None:
         if path.is_file() and not path.is_symlink() and path.stat().st_mode & 0o777 == 0o600:
             path.chmod(usual)
     old = out.parent / f".{out.name}.{key[:12]}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        os.replace(out, old)
-    os.replace(partial, out)
+    while True:
+        shutil.rmtree(old, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            os.replace(out, old)
+        try:
+            os.replace(partial, out)
+            break
+        except OSError as error:  # a process with another key was as fast
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
     shutil.rmtree(old, ignore_errors=True)

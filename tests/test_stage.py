@@ -6,12 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 from recsys.errors import InputError
 from recsys.stage import read_manifest, run_stage, sha256_file, write_atomic, write_json
+from tests.processes import wait_until
 
 
 def build(text: str, calls: list[str]):
@@ -49,6 +52,44 @@ def test_bad_input_leaves_nothing_behind_and_keeps_the_old_result(tmp_path: Path
         run_stage("s", out, config={"other": 1}, inputs={}, build=fails)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert (out / "deep/x.txt").read_text() == "good"
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_of_two_at_the_same_stage_one_waits_and_finds_it_done(tmp_path: Path, caplog, resume: bool):
+    caplog.set_level("INFO", "recsys")
+    out, begun, go, calls = tmp_path / "out", Event(), Event(), []
+
+    def slow(stage) -> None:
+        stage.path("half.txt").write_text("half")
+        begun.set()
+        assert go.wait(300)
+        build("whole", calls)(stage)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(run_stage, "s", out, config={}, inputs={}, build=slow, resume=resume)
+        assert begun.wait(300)
+        second = pool.submit(run_stage, "s", out, config={}, inputs={}, build=slow, resume=resume)
+        wait_until(lambda: "another process works in" in caplog.text or second.done(), "the second to meet the first")
+        go.set()
+        assert [first.result()["cached"], second.result()["cached"]] == [False, True]
+    assert calls == ["whole"]
+    assert sorted(p.name for p in out.iterdir()) == ["deep", "half.txt", "manifest.json"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_result_that_appears_while_another_is_published_is_replaced_whole(tmp_path: Path, monkeypatch):
+    out, replace = tmp_path / "out", os.replace
+
+    def late(source, target) -> None:
+        if Path(target) == out and Path(source).name.endswith(".partial"):
+            monkeypatch.setattr(os, "replace", replace)
+            run_stage("s", out, config={"other": 1}, inputs={}, build=build("theirs", []))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    run_stage("s", out, config={}, inputs={}, build=build("mine", []))
+    assert (out / "deep/x.txt").read_text() == "mine"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_foreign_folder_is_never_overwritten(tmp_path: Path):

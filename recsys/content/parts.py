@@ -126,12 +126,10 @@ class Parts:
         os.replace(partial, path)
 
     def discard(self, have: set[str]) -> None:
-        """Remove the chunks whose rows are all in ``have``, and the folder if that leaves it empty."""
+        """Remove the chunks whose rows are all in ``have``."""
         for path in self._files():
             if set(_hashes(path)) <= have:
                 path.unlink()
-        if self.folder.is_dir() and not self._files():
-            self.clear()
 
     def collect(self, keys: Iterable[str]) -> tuple[pa.Table, list[dict[str, Any]]]:
         """All finished chunks as one table, and what each took.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from recsys.content.parts import Parts, read_store, write_content
 from recsys.content.ranks import Ranks
 from recsys.errors import InputError
 from recsys.log import log, progress
-from recsys.stage import Stage, read_manifest, run_stage, sha256_json, write_json
+from recsys.stage import Stage, alone_in, read_manifest, run_stage, sha256_json, write_json
 
 CONTENT_FILE, USAGE_FILE = "content.parquet", "usage.json"
 
@@ -77,8 +78,16 @@ def embed_texts(ads: pa.Table, config: EncoderConfig, out: str | Path, *, device
     encoder = make_encoder(config, device)
     identity = {"model_id": encoder.model_id, "model_revision": encoder.revision, "pooling": encoder.pooling}
     parts = Parts(out.parent / f".{out.name}.{sha256_json(identity)[:12]}.parts", identity, encoder.dim)
+    ranks = Ranks.of_environment()
+    # Of two runs that add to one store, the second would write it without what the first has added meanwhile.
+    with alone_in(parts.folder) if ranks.rank == 0 else nullcontext():
+        return _add(wanted, encoder, config, identity, parts, ranks, out, chunk)
+
+
+def _add(wanted: dict[str, str], encoder: Encoder, config: EncoderConfig, identity: dict[str, str], parts: Parts,
+         ranks: Ranks, out: Path, chunk: int | None) -> dict[str, Any]:
     held = read_store(out / CONTENT_FILE, identity, encoder.dim) if read_manifest(out) is not None else None
-    have, ranks = set() if held is None else set(held["content_hash"].to_pylist()), Ranks.of_environment()
+    have = set() if held is None else set(held["content_hash"].to_pylist())
     if ranks.rank == 0:
         parts.discard(have)  # of a run that was killed after its store appeared, before it had cleared up
     missing = {h: t for h, t in wanted.items() if h not in have}

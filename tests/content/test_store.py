@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +21,7 @@ from recsys.content import store as store_module
 from recsys.content.ranks import Ranks
 from recsys.contracts import CONTENT, read_parquet
 from recsys.errors import InputError, RecsysError
-from tests.processes import live_glob
+from tests.processes import live_glob, wait_until
 
 HASHED = EncoderConfig(kind="hashed", dim=64)
 
@@ -126,6 +128,30 @@ def test_ads_added_later_are_all_that_is_embedded(tmp_path, counting):
     assert a.hashes == b.hashes
     assert np.array_equal(a.matrix, b.matrix)
     assert both["tokens"] == read_usage(tmp_path / "whole")["tokens"]
+
+
+def test_two_runs_that_add_to_one_store_lose_nothing_of_each_other(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "recsys")
+    out, begun, go = tmp_path / "store", Event(), Event()
+    encode = store_module._encode_missing
+
+    def slow(*arguments) -> None:
+        begun.set()
+        assert go.wait(300)
+        encode(*arguments)
+
+    monkeypatch.setattr(store_module, "_encode_missing", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(embed_texts, ads(4), HASHED, out)
+        assert begun.wait(300)
+        second = pool.submit(embed_texts, ads(4, start=4), HASHED, out)
+        wait_until(lambda: "another process works in" in caplog.text or second.done(), "the second to meet the first")
+        go.set()
+        first.result()
+        assert second.result()["facts"]["cached"] == 4
+    held = read_parquet(out / "content.parquet", CONTENT)["content_hash"].to_pylist()
+    assert sorted(held) == sorted(ads(8)["content_hash"].to_pylist())
+    assert leftovers(out) == []
 
 
 def test_utilisation_adds_up_over_runs(tmp_path, tiny_llama):
