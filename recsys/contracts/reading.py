@@ -94,7 +94,7 @@ def open_parquet(path: str | Path, dictionaries: Iterable[str] = ()) -> pq.Parqu
     String columns named in ``dictionaries`` are read as dictionary-encoded as the file has them: without making every
     row's string.
 
-    A missing, empty, truncated or foreign file is one clear :class:`InputError`.
+    A missing, empty, truncated or foreign file, or one with two columns of one name, is one clear :class:`InputError`.
     """
     if not is_url(path) and Path(path).is_dir():
         raise InputError("not a file", file=path, got="a folder", expected="a Parquet file")
@@ -107,12 +107,16 @@ def open_parquet(path: str | Path, dictionaries: Iterable[str] = ()) -> pq.Parqu
         # An object store answers slowly but in bulk: the columns of a row group are asked for together.
         source, remote = (open_input(path), True) if is_url(path) else (path, False)
         file = pq.ParquetFile(source, pre_buffer=remote)
-        if coded := [n for n in dictionaries if n in file.schema_arrow.names]:
+        names = file.schema_arrow.names
+        if coded := [n for n in dictionaries if n in names]:
             file = pq.ParquetFile(source, pre_buffer=remote, metadata=file.metadata, read_dictionary=coded)
-        return file
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError("not a readable Parquet file (truncated or of another format)", file=path,
                          got=str(error).splitlines()[0], expected="a complete Parquet file") from None
+    if len(set(names)) < len(names):
+        twice = next(n for n in names if names.count(n) > 1)
+        raise InputError("column twice", file=path, column=twice, got=f"{names.count(twice)} columns", expected="one")
+    return file
 
 
 def read_parquet(path: str | Path, contract: Contract | None = None, columns: list[str] | None = None) -> pa.Table:

@@ -73,6 +73,11 @@ def as_strings(column: pa.Array, name: str, file: str | Path | None = None) -> p
     return pc.fill_null(column.cast(pa.string()), "")
 
 
+def _not_nested(column: pa.Array, name: str, file: str | Path | None) -> pa.Array:
+    # Arrow cannot count lists, and would not say of which column.
+    return as_strings(column, name, file) if pa.types.is_nested(column.type) else column
+
+
 def merged(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     """One array of a column's chunks."""
     if not isinstance(column, pa.ChunkedArray):
@@ -178,7 +183,7 @@ class Vocabulary:
         """
         if self.kind == "identity":
             return identity_rows(flatten(column), self.rows, name, file)
-        raw = merged(column)
+        raw = _not_nested(merged(column), name, file)
         if len(raw) == 0:
             return np.zeros(0, np.int32)
         if (found := plain_integers(raw)) is not None:
@@ -242,7 +247,7 @@ class Counter:
 
     def add(self, column: pa.ChunkedArray | pa.Array, name: str, file: str | Path | None = None) -> None:
         """Count the values of one column."""
-        column = merged(column)
+        column = _not_nested(merged(column), name, file)
         coded = column if pa.types.is_dictionary(column.type) else None
         counts = pc.value_counts(column if coded is None else coded.indices)
         if len(counts) == 0:

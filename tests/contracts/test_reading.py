@@ -110,3 +110,10 @@ def test_empty_truncated_foreign_and_rowless_files(tmp_path: Path):
         read_parquet(tmp_path / "none.parquet", IMPRESSIONS)
     with pytest.raises(InputError, match="no such file"):
         read_parquet(tmp_path / "absent.parquet")
+
+
+def test_two_columns_of_one_name_are_refused_before_anything_asks_for_either(tmp_path: Path):
+    table = impressions()
+    pq.write_table(pa.table([*table.columns, table["ad_id"]], [*table.column_names, "ad_id"]), tmp_path / "x.parquet")
+    with pytest.raises(InputError, match=r"x\.parquet, column ad_id: column twice; got '2 columns'; expected one"):
+        read_parquet(tmp_path / "x.parquet")

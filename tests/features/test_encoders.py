@@ -96,6 +96,8 @@ def test_the_largest_number_of_float32_as_it_is_printed_is_one() -> None:
     ("age", pa.array([1e308, -1e308, 2.0, 3.0]), "column age, row 100: value not allowed; got 1e\\+308"),
     ("age", pa.array([None, 1.0, 2.0, -3.5e38]), "column age, row 103: value not allowed; got -3.5e\\+38"),
     ("site", pa.array([1.5] * 4), "column site: wrong type"),
+    ("site", pa.array([["x"]] * 4), "column site: wrong type; got 'list<item: string>'; expected a categorical"),
+    ("site", pa.array([{"a": 1}] * 4), "column site: wrong type; got 'struct<a: int64>'"),
     ("history", pa.array(["x"] * 4), "column history: wrong type; got 'string'; expected a list of strings"),
     ("site", None, "column site: missing column"),
 ])

@@ -43,6 +43,8 @@ def test_number_types_of_two_readers_meet() -> None:
     assert vocabulary.encode(pa.array([8.0, None]), "f").tolist() == [2, 0]
     with pytest.raises(InputError, match="wrong type"):
         vocabulary.encode(pa.array([7.5]), "f")
+    with pytest.raises(InputError, match=r"column f: wrong type; got 'list<item: int64>'"):
+        Counter().add(pa.array([[7]]), "f")
 
 
 def test_too_many_values_are_hashed_into_the_buckets() -> None:
