@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from recsys.config import RankingConfig
 from recsys.errors import InputError
+from recsys.features.dense import read_numbers
 from recsys.log import log
 from recsys.retrieval.retriever import Query, Retriever
 from recsys.serving.ad_table import AdTable, as_filter
@@ -61,20 +64,22 @@ class CandidateSource:
         config: ads, users, context, filters, retrieval, pacing.
         counts: where users without features and retrievals that found nothing are counted.
         retriever: proposes candidates; default: what ``config.retrieve`` says.
+        served: the models of now: a version of the ads that lacks what they need is not taken.
 
     Raises:
         InputError: a file that is not what it should be.
     """
 
-    def __init__(self, config: RankingConfig, counts: Counts, retriever: Retriever | None = None) -> None:
-        self._config, self._counts = config, counts
+    def __init__(self, config: RankingConfig, counts: Counts, retriever: Retriever | None = None,
+                 served: Callable[[], list[ScorerLike]] = list) -> None:
+        self._config, self._counts, self._served = config, counts, served
         self.users: UserStore | None = None if config.users is None else open_users(config.users)
         self._fallback = {} if config.users is None or self.users is None else fallbacks(
             config.users, self.users.schema)
         self._seen = _signature(config.ads)
         self.inventory = self._read_ads(None)
         self._retriever = retriever or _retriever(config, self.inventory.ads)
-        self._checked: dict[int, tuple[ScorerLike, list[tuple[str, str]]]] = {}
+        self._checked: dict[int, tuple[ScorerLike, AdTable, list[tuple[str, str]]]] = {}
 
     def refresh(self) -> bool:
         """Read the ads again if their file is another; requests in flight keep the version they have.
@@ -89,7 +94,10 @@ class CandidateSource:
         if seen == self._seen:
             return False
         self._seen = seen  # a damaged file is complained of once
-        self.inventory = self._read_ads(self.inventory)
+        read = self._read_ads(self.inventory)
+        for scorer in self._served():
+            self.sources(scorer, read.ads)
+        self.inventory = read
         self._counts.add(ads_read=1)
         return True
 
@@ -104,7 +112,8 @@ class CandidateSource:
 
     def prepare(self, request: RankRequest, arm: Arm, scorer: ScorerLike, now: int) -> Prepared:
         """As :meth:`recsys.serving.ranking.Ranking.prepare`."""
-        inventory, sources = self.inventory, self.sources(scorer)
+        inventory = self.inventory
+        sources = self.sources(scorer, inventory.ads)
         side, known = self.side(request)
         rows, source, _ = self.candidates(inventory.ads, request, side, self._config.retrieve.k)
         slots = request.k if arm.policy.mechanism == "vcg" and ("slot", "request") in sources else 1
@@ -112,11 +121,21 @@ class CandidateSource:
         return Prepared(request, arm, inventory, rows, source, known, side, table,
                         now if request.ts is None else request.ts)
 
-    def sources(self, scorer: ScorerLike) -> list[tuple[str, str]]:
-        """(column, request | context | ad | user) of everything that the model needs."""
-        if (held := self._checked.get(id(scorer))) is not None and held[0] is scorer:
-            return held[1]
-        ads, users = self.inventory.ads, [] if self.users is None else self.users.schema.names
+    def sources(self, scorer: ScorerLike, ads: AdTable | None = None) -> list[tuple[str, str]]:
+        """(column, request | context | ad | user) of everything that the model needs.
+
+        Args:
+            scorer: the model.
+            ads: that it is to rank; default: those of now.
+
+        Raises:
+            InputError: a column that nothing brings, or whose values the model cannot take.
+        """
+        ads = ads or self.inventory.ads
+        held = self._checked.get(id(scorer))
+        if held is not None and held[0] is scorer and held[1] is ads:
+            return held[2]
+        users = [] if self.users is None else self.users.schema.names
         made = []
         for name in scorer.columns:
             places = [place for place, names in (
@@ -127,9 +146,37 @@ class CandidateSource:
                                  file=scorer.model_id, column=name, got=places or None,
                                  expected="one of: the ads table, the users, the configuration's context")
             made.append((name, places[0]))
-        self._check_unknown(scorer, [name for name, place in made if place == "user"])
-        self._checked = {**dict(list(self._checked.items())[-16:]), id(scorer): (scorer, made)}
+        self._check(scorer, ads, dict(made))
+        self._checked = {**dict(list(self._checked.items())[-16:]), id(scorer): (scorer, ads, made)}
         return made
+
+    def _check(self, scorer: ScorerLike, ads: AdTable, sources: dict[str, str]) -> None:
+        """That the model can take the ads, and a user whom nobody knows: found out now, not by a request."""
+        one = warm_up_table(kinds := scorer.kinds)
+        for name, place in sources.items():
+            if place == "ad":
+                column = ads.table[name]
+                if kinds[name] == "number":
+                    read_numbers(ads.table, name, ads.file, 0)
+                elif kinds[name] == "row" and column.null_count:
+                    raise InputError("null id", file=ads.file, column=name, got="null",
+                                     row=pc.index(pc.is_null(column), True).as_py(), expected="a row of its table")
+                value = column.slice(0, 1)
+            elif place == "user" and self.users is not None:
+                kind = self.users.schema.field(name).type
+                value = pa.array([self._fallback.get(name, pa.scalar(None, kind)).as_py()], kind)
+            else:
+                continue
+            one = one.set_column(one.column_names.index(name), name, value)
+        try:
+            score_rows(scorer, one)
+        except InputError as error:
+            if sources.get(str(error.column)) != "user":
+                raise InputError(error.message, file=ads.file, column=error.column, got=error.got,
+                                 expected=error.expected) from None
+            raise InputError(f"a user who is not known cannot be scored: {error.message}", file=scorer.model_id,
+                             column=error.column, got=error.got,
+                             expected=f"users.fallback of that column: {error.expected}") from None
 
     def side(self, request: RankRequest) -> tuple[pa.Table, bool]:
         """One row of context and features of the user, and whether the user is known."""
@@ -143,22 +190,6 @@ class CandidateSource:
             columns |= {name: user[name] for name in user.column_names}
             columns |= {name: columns[name].fill_null(value) for name, value in self._fallback.items()}
         return pa.table(columns), known
-
-    def _check_unknown(self, scorer: ScorerLike, columns: list[str]) -> None:
-        """That a user whom nobody knows can be scored: found out now, not by the first of them."""
-        if self.users is None or not columns:
-            return
-        one, schema = warm_up_table(scorer.kinds), self.users.schema
-        for name in columns:
-            kind = schema.field(name).type
-            one = one.set_column(one.column_names.index(name), name,
-                                 pa.array([self._fallback.get(name, pa.scalar(None, kind)).as_py()], kind))
-        try:
-            score_rows(scorer, one)
-        except InputError as error:
-            raise InputError(f"a user who is not known cannot be scored: {error.message}", file=scorer.model_id,
-                             column=error.column, got=error.got,
-                             expected=f"users.fallback of that column: {error.expected}") from None
 
     def candidates(self, ads: AdTable, request: RankRequest, side: pa.Table,
                     k: int) -> tuple[np.ndarray, str, np.ndarray]:

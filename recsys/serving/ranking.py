@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from recsys.auction import slot_prices
 from recsys.config import RankingConfig, ServedPolicyConfig, parse_model, read_yaml
-from recsys.errors import InputError
+from recsys.errors import InputError, RecsysError
 from recsys.retrieval.retriever import Retriever
 from recsys.serving.arms import assign_arm, register_experiment
 from recsys.serving.candidates import CandidateSource, Prepared, repeated
@@ -66,11 +66,12 @@ class Ranking:
                  clock: Callable[[], int] = lambda: time.time_ns() // 1000) -> None:
         self.config, self.counts, self._clock = config, Counts(), clock
         self._models, self._deciding = models or _folders(), threading.Lock()
-        self._source, self._ending = CandidateSource(config, self.counts, retriever), threading.Event()
+        self._source = CandidateSource(config, self.counts, retriever, self._served)
+        self._ending = threading.Event()
         self._policy_ids: dict[tuple[str | None, str], str] = {}
         self._default = Arm(None, None, config.model, config.policy)
         for arm in self.arms:
-            self._source.sources(self._models(arm.model))
+            self.check(self._models(arm.model))
         self.log = self.feedback_log = None
         if config.log is not None:
             state = config.log.state or Path(config.log.folder) / "_state"
@@ -104,6 +105,21 @@ class Ranking:
         return [self._default, *(() if e is None else (
             Arm(e.id, name, a.model or self.config.model, a.policy or self.config.policy)
             for name, a in sorted(e.arms.items())))]
+
+    def check(self, scorer: ScorerLike) -> None:
+        """Refuse a model that cannot rank here.
+
+        Raises:
+            InputError: a column that nothing brings, or whose values it cannot take.
+        """
+        self._source.sources(scorer)
+
+    def _served(self) -> list[ScorerLike]:
+        found = []
+        for name in {arm.model for arm in self.arms}:
+            with suppress(RecsysError, LookupError):  # one that is not loaded just now
+                found.append(self._models(name))
+        return found
 
     @property
     def followed(self) -> dict[str, Counts]:

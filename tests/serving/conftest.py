@@ -59,6 +59,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def model_of_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model one of whose columns, ``segment``, holds rows of its table: there is no missing value."""
+    from recsys.training.trainer import train_model
+
+    split, rows = tmp_path_factory.mktemp("rows"), 1000
+    table = make_impressions(rows, 4).append_column("segment", pa.array(np.arange(rows) % 8, pa.int64()))
+    pq.write_table(table, split / "train.parquet")
+    pq.write_table(table.slice(0, 100), split / "test.parquet")
+    save_dataset_info(DatasetInfo(name="rows", dense=("age",), sparse=("ad_id", "segment"), id_rows={"segment": 8},
+                                  label={"click": Label(kind="binary", column="click")}), split)
+    config = ModelConfig(embedding_dim=4, bottom=(8, 4), top=(8,))
+    train_model(split, config, TrainingConfig(epochs=1, batch_size=256), split / "m", name="rows")
+    return split / "m"
+
+
 @pytest.fixture
 def impressions(tmp_path: Path) -> Path:
     """1,000 impressions in row groups of 150, which no shard or batch of the tests is a multiple of."""

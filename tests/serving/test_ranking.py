@@ -11,17 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys.auction import run_auctions, slot_prices
-from recsys.config import ModelConfig, RankingConfig, TrainingConfig, parse_model
+from recsys.config import RankingConfig, parse_model
 from recsys.contracts import IMPRESSIONS, read_parquet, validate
 from recsys.datasets.candidates import expand_candidates
-from recsys.datasets.info import DatasetInfo, Label, save_dataset_info
+from recsys.datasets.info import DatasetInfo
 from recsys.errors import InputError, Refused
 from recsys.evaluation.policy import ranker_policy
 from recsys.serving.protocol import load_scorer
 from recsys.serving.ranking import Ranking, replayed
 from recsys.serving.served_log import LogFull
-from recsys.training import train_model
-from tests.serving.conftest import ADS, make_ads, make_impressions
+from tests.serving.conftest import ADS, make_ads
 
 
 @pytest.fixture(scope="module")
@@ -119,18 +118,8 @@ def test_the_log_says_what_was_decided_and_the_decision_can_be_made_again_from_i
 
 
 @pytest.fixture(scope="module")
-def of_rows(tmp_path_factory: pytest.TempPathFactory):
-    """A model one of whose user columns holds rows of its table: there is no missing value."""
-    split = tmp_path_factory.mktemp("rows")
-    table = make_impressions(1000, 4)
-    table = table.append_column("segment", pa.array(np.arange(1000) % 8, pa.int64()))
-    pq.write_table(table, split / "train.parquet")
-    pq.write_table(table.slice(0, 100), split / "test.parquet")
-    save_dataset_info(DatasetInfo(name="rows", dense=("age",), sparse=("ad_id", "segment"), id_rows={"segment": 8},
-                                  label={"click": Label(kind="binary", column="click")}), split)
-    train_model(split, ModelConfig(embedding_dim=4, bottom=(8, 4), top=(8,)), TrainingConfig(epochs=1, batch_size=256),
-                split / "m", name="rows")
-    return load_scorer(split / "m", "cpu")
+def of_rows(model_of_rows: Path):
+    return load_scorer(model_of_rows, "cpu")
 
 
 def rows_config(files: Path, **users: Any) -> RankingConfig:
@@ -160,6 +149,35 @@ def test_a_service_that_could_not_score_an_unknown_user_does_not_start(files, of
         Ranking(rows_config(files, fallback=fallback), lambda _: of_rows)
     assert "fallback" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def changed(table: pa.Table, **columns: Any) -> pa.Table:
+    kept = [n for n in table.column_names if n not in columns]
+    return pa.table({**{n: table[n] for n in kept}, **{n: c for n, c in columns.items() if c is not None}})
+
+
+@pytest.mark.parametrize(("columns", "says"), [
+    ({"age": None}, "column age: a column of the model that nothing brings"),
+    ({"age": ["old"] * ADS}, "a.parquet, column age: wrong type"),
+    ({"age": [1.0] * (ADS - 1) + [1e308]}, f"a.parquet, column age, row {ADS - 1}: value not allowed"),
+    ({"segment": [1, None] * (ADS // 2)}, "a.parquet, column segment, row 1: null id"),
+    ({"segment": [0.5] * ADS}, "a.parquet, column segment: wrong type"),
+], ids=str)
+def test_ads_that_the_model_cannot_take_stop_the_start_and_are_no_new_version(files, of_rows, columns, says):
+    ads, path = changed(make_ads(), age=[30.0] * ADS, segment=[3] * ADS), files / "a.parquet"
+    mine = config(files).model_copy(update={"ads": path, "users": None, "filters": ()})
+    pq.write_table(ads, path)
+    with Ranking(mine, lambda _: of_rows) as ranking:
+        pq.write_table(changed(ads, **columns), path)
+        with pytest.raises(InputError, match=says):
+            ranking.refresh()
+        assert len(ranking.rank(request()).shown) == 3
+        pq.write_table(changed(ads, segment=[4] * ADS), path)
+        assert ranking.refresh()
+    assert log_of(files)["segment"].to_pylist() == [3, 3, 3]
+    pq.write_table(changed(ads, **columns), path)
+    with pytest.raises(InputError, match=says):
+        Ranking(mine, lambda _: of_rows)
 
 
 def test_tomorrows_evaluation_finds_the_same_policy_in_the_log(make, files, scorer):

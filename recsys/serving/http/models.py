@@ -22,7 +22,7 @@ _DATATYPES = {"number": "FP32", "category": "BYTES", "row": "INT64", "list": "BY
 _NICE = 10
 
 
-class UnknownModelError(Exception):
+class UnknownModelError(LookupError):
     """No such model, or not this version of it."""
 
 
@@ -85,6 +85,9 @@ class Models:
         device: auto | cpu | cuda.
         loads: called with (model, outcome) after each attempt.
         load: reads a model folder.
+
+    Attributes:
+        checks: called with (model, scorer) before a version is served; an InputError keeps it from being served.
     """
 
     def __init__(self, folders: Mapping[str, Path], device: str = "auto",
@@ -94,6 +97,7 @@ class Models:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
                 raise InputError("not a name for a model", got=name, expected="letters, digits, '.', '_' and '-'")
         self._folders, self._device, self._loads, self._load = dict(folders), device, loads, load
+        self.checks: list[Callable[[str, ScorerLike], None]] = []
         self._served: dict[str, Served] = {}
         self._failed: set[tuple[str, str]] = set()
         self._loading = threading.Lock()
@@ -146,7 +150,7 @@ class Models:
 
         Raises:
             UnknownModelError: no such model or version.
-            InputError: it is not a complete model folder; what was served goes on being served.
+            InputError: not a complete model folder, or refused by a check; what was served goes on being served.
         """
         with self._loading:
             versions = self.versions(name)
@@ -158,6 +162,8 @@ class Models:
             try:
                 served = Served(name, chosen, self._load(folder, self._device))
                 served.warm_up()
+                for check in self.checks:
+                    check(name, served.scorer)
             except InputError as error:
                 self._failed.add((name, chosen))
                 self._loads(name, "failed")

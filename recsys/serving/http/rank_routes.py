@@ -44,6 +44,7 @@ class _RankRoutes:
         self._service, self._inside = service, 0
         self._ranking = Ranking(config, self._scorer)
         self._threads = ThreadPoolExecutor(_THREADS, "ranking")
+        service.models.checks.append(self._check)
         service.at_end.append(self._close)
         for name, counts in self._ranking.followed.items():
             service.metrics.follow(name, counts)
@@ -88,6 +89,11 @@ class _RankRoutes:
             raise InputError("no such model in the service", file="ranking", column="model", got=name,
                              expected=", ".join(models.names))
         return (models.first if name is None else models.get(name)).scorer
+
+    def _check(self, name: str, scorer: ScorerLike) -> None:
+        """A version that could not rank is not loaded: every request would be refused."""
+        if name in {arm.model or self._service.models.names[0] for arm in self._ranking.arms}:
+            self._ranking.check(scorer)
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         if self._inside >= self._service.settings.limits.requests:

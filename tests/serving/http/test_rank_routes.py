@@ -84,6 +84,18 @@ def test_models_of_the_configuration_must_be_served(model: Path, config: Ranking
     make_app({"a": model}, more=[rank_routes(config.model_copy(update={"model": "a", "log": None}))])
 
 
+def test_a_version_that_could_not_rank_is_not_loaded(model: Path, model_of_rows: Path, config: RankingConfig,
+                                                     tmp_path: Path) -> None:
+    (tmp_path / "versions").mkdir()
+    (tmp_path / "versions" / "1").symlink_to(model)
+    with Client(make_app(tmp_path / "versions", more=[rank_routes(config)])) as client:
+        (tmp_path / "versions" / "2").symlink_to(model_of_rows)
+        answer = client.post("/v2/repository/models/ranker/load")
+        assert answer.status_code == 400
+        assert "column segment: a column of the model that nothing brings" in answer.json()["error"]
+        assert client.all(ask(1))[0].status_code == 200
+
+
 def test_arms_have_the_services_models_and_a_reload_is_followed(model: Path, config: RankingConfig, tmp_path: Path
                                                                 ) -> None:
     (tmp_path / "versions").mkdir()
