@@ -133,25 +133,27 @@ def test_workers_share_a_port_agree_on_the_version_and_are_replaced(model: Path,
         """Each on a connection of its own, so that all workers get some."""
         return [httpx.post(base + INFER, json=as_json(some_rows(3)), headers=TOKEN, timeout=30) for _ in range(n)]
 
+    def have_answered() -> set[int]:
+        """The workers that are in the log."""
+        lines = [json.loads(x) for x in (tmp_path / "log").read_text().splitlines()]
+        return {x["pid"] for x in lines if x["status"] == 200}
+
     with server(tmp_path / "versions", "--workers", "2", log=tmp_path / "log") as (process, base):
-        wait_until(lambda: len(workers_of(process)) == 2, "two workers")
+        # Both, before one is killed: a port that nobody listens on refuses.
+        wait_until(lambda: bool(answers(base, 10)) and len(have_answered()) == 2, "two workers answer")
         load = base + "/v2/repository/models/ranker/load"
         answer = httpx.post(load, json={"parameters": {"version": "1"}}, headers=TOKEN, timeout=60)
         assert answer.status_code == 200
         assert {a.json()["model_version"] for a in answers(base, 20)} == {"1"}
         victim = min(workers_of(process))
         os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: len(workers_of(process) - {victim}) == 2, "another in its place")
         until = time.monotonic() + 60
-        while len(workers_of(process) - {victim}) < 2 and time.monotonic() < until:
-            time.sleep(0.1)
-        pids: set[int] = set()
-        while len(pids) < 2 and time.monotonic() < until:
+        while len(have_answered() - {victim}) < 2 and time.monotonic() < until:
             found = answers(base, 10)
             assert {a.status_code for a in found} == {200}
             assert {a.json()["model_version"] for a in found} == {"1"}  # the new one starts with what is served
-            lines = [json.loads(x) for x in (tmp_path / "log").read_text().splitlines()]
-            pids = {x["pid"] for x in lines if x["status"] == 200} - {victim}
-        assert pids == workers_of(process)
+        assert have_answered() - {victim} == workers_of(process)
         # All of the service's answers, whichever worker is asked, those of the dead one, too.
         page = httpx.get(base + "/metrics", headers=TOKEN).text
         start = 'recsys_requests_total{route="/v2/models/{model}/infer",status="200"}'
