@@ -197,7 +197,7 @@ def test_workers_have_a_bundles_tables_in_memory_once(tmp_path: Path) -> None:
         httpx.post(base + "/v2/repository/models/ranker/load", headers=TOKEN, timeout=60).raise_for_status()
         # One of them answered; the other may still be starting, and has then loaded what is wanted before it answers.
         # A mapping is not yet a page: those come as the tables are read.
-        wait_until(lambda: all([t["Rss"] for pid in workers_of(process) for t in tables_of(pid) or [{"Rss": 0}]]),
+        wait_until(lambda: all(t["Rss"] for pid in workers_of(process) for t in tables_of(pid) or [{"Rss": 0}]),
                    "both have mapped the file and read from it")
         for pid in workers_of(process):
             for table in tables_of(pid):
