@@ -43,6 +43,7 @@ from recsys.serving.shards import Task, Work, probe
 from recsys.serving.workers import (
     default_workers,
     likely_device,
+    require_ray,
     run_here,
     run_processes,
     run_ray,
@@ -103,6 +104,8 @@ def score_batch(
         raise InputError("must be at least 1", file="--workers", got=workers)
     if engine == "ray" and scorer is not None:
         raise InputError("a model in this process cannot be sent to Ray", file="--engine", expected="a model folder")
+    if engine == "ray":
+        require_ray()
     output, files = as_location(output), read_inputs(find_inputs(input))
     target, shards = place(output), plan_shards(files, shard_rows)
     check_folder(target)

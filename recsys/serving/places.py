@@ -29,7 +29,8 @@ from recsys.stage import sha256_file, write_atomic
 from recsys.storage import file_size, filesystem, fingerprint, is_url, join, read_bytes
 
 _HEARTBEAT, _EXPIRY = 20.0, 90.0
-_START_SECONDS = 3.0
+_START_SECONDS = 3.0  # to see another job's workers at work before this one is refused
+_MOST_SECONDS = 60.0  # to wait for another call that is about to start a job, this one perhaps
 
 
 class Place(Protocol):
@@ -74,6 +75,10 @@ class Place(Protocol):
 def place(folder: str | Path) -> Place:
     """The place of a path or an address."""
     return ObjectPlace(str(folder)) if is_url(folder) else FolderPlace(Path(folder))
+
+
+def _job_of(where: Place) -> Any:
+    return json.loads(where.read("job.json") or b"null")
 
 
 class FolderPlace:
@@ -125,23 +130,30 @@ class FolderPlace:
     @contextmanager
     def start(self, key: str, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """See :class:`Place`. Workers of a job share a lock; who replaces another job must hold it alone."""
-        until = time.monotonic() + _START_SECONDS
+        until, most = (time.monotonic() + seconds for seconds in (_START_SECONDS, _MOST_SECONDS))
         with self._open("lock") as handle:
             while True:
-                started = json.loads(self.read("job.json") or b"null")
+                started = _job_of(self)
                 mine = started is not None and started["key"] == key
                 if _locked(handle, fcntl.LOCK_SH if mine else fcntl.LOCK_EX):
-                    now = json.loads(self.read("job.json") or b"null")
+                    now = _job_of(self)
                     if mine and now == started:
                         break
                     if not mine and now == started:
                         self.put("job.json", json.dumps(job, indent=2).encode())
                     # An exclusive lock does not become a shared one in one step: let go, look again.
                     fcntl.flock(handle, fcntl.LOCK_UN)
-                elif time.monotonic() > until:
+                    continue
+                if started and _locked(handle, fcntl.LOCK_SH):  # others hold it, none alone: the workers of that job
+                    fcntl.flock(handle, fcntl.LOCK_UN)
+                    limit = until
+                else:  # somebody is writing job.json; on a slow disk that takes as long as it takes
+                    until, limit = time.monotonic() + _START_SECONDS, most
+                if _job_of(self) != started:
+                    continue
+                if time.monotonic() > limit:
                     raise RecsysError(f"{self.folder}: another scoring job is writing there")
-                else:
-                    time.sleep(0.02)
+                time.sleep(0.02)
             yield started
 
     @contextmanager
@@ -228,13 +240,14 @@ class ObjectPlace:
     @contextmanager
     def start(self, key: str, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """See :class:`Place`."""
-        until = time.monotonic() + _START_SECONDS
+        until, most = (time.monotonic() + seconds for seconds in (_START_SECONDS, _MOST_SECONDS))
         while True:
-            started = json.loads(self.read("job.json") or b"null")
+            began = time.monotonic()
+            started = _job_of(self)
             if started is not None and started["key"] == key:
                 with self._claimed("run"):
                     # Said first, then looked at: who replaces the job sees this worker, or this worker the new job.
-                    if json.loads(self.read("job.json") or b"null") == started:
+                    if _job_of(self) == started:
                         yield started
                         self._others("_shards/", None)  # clears away what the dead have left
                         return
@@ -242,9 +255,14 @@ class ObjectPlace:
                 with self.claim("job") as alone:
                     if alone and self._replace(started, job):
                         continue
-            if time.monotonic() > until:
-                raise RecsysError(f"{self.folder}: another scoring job is writing there")
-            time.sleep(random.uniform(0.05, 0.3))
+                if alone and _job_of(self) == started:  # its workers are there
+                    limit = until
+                else:  # another call is about to start a job, this one perhaps
+                    until, limit = time.monotonic() + _START_SECONDS, most
+                if time.monotonic() > limit:
+                    raise RecsysError(f"{self.folder}: another scoring job is writing there")
+            # By how long an attempt takes in this store, so that two calls do not go on meeting each other.
+            time.sleep(random.uniform(0.05, 0.3) + random.uniform(0.0, 2.0) * (time.monotonic() - began))
 
     def _replace(self, old: dict[str, Any] | None, new: dict[str, Any]) -> bool:
         """Make ``new`` the job of this place, unless workers of the old one are there."""

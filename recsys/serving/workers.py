@@ -11,6 +11,7 @@ import glob
 import importlib
 import os
 import random
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from recsys.errors import RecsysError
+from recsys.errors import InputError, RecsysError
 from recsys.log import log
 from recsys.serving.inputs import Shard
 from recsys.serving.job import Job
@@ -28,10 +29,11 @@ from recsys.serving.protocol import ScorerLike, load_scorer
 from recsys.serving.rows import Pairs
 from recsys.serving.shards import Task, Work, score_shard
 from recsys.stage import sha256_file
-from recsys.storage import as_location
+from recsys.storage import as_location, first_line
 
 _WORTH_A_PROCESS = 262_144  # rows: starting one takes a second or two
 _RAY_RETRIES = 10  # of one shard, when its node or process is lost
+_RAY_SECONDS = 10.0  # for a cluster's address to answer
 
 
 def default_workers(shards: Sequence[Shard], device: str) -> int:
@@ -163,17 +165,13 @@ def run_ray(task: Task, job: Job, shards: Sequence[Shard], done: Callable[[Shard
     """Score as tasks of a Ray cluster, one a shard; Ray starts a killed one again.
 
     Raises:
-        RecsysError: Ray is not installed, or a shard's workers were killed again and again.
+        InputError, RecsysError: as :func:`require_ray`; or Ray does not start, or a shard's workers were killed again
+            and again.
     """
-    try:
-        ray: Any = importlib.import_module("ray")
-    except ImportError:
-        raise RecsysError("Ray is not installed: pip install 'recsys-ads[ray]', or --engine local") from None
+    ray = require_ray()
     own = not ray.is_initialized()
     if own:
-        # A cluster that RAY_ADDRESS names, else one on this machine.
-        local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers, "include_dashboard": False}
-        ray.init(log_to_driver=False, logging_level="ERROR", **local)
+        _start_ray(ray, workers)
     try:
         remote = ray.remote(num_cpus=1, max_retries=_RAY_RETRIES)(_ray_shard)
         handle = ray.put(task)
@@ -192,6 +190,37 @@ def run_ray(task: Task, job: Job, shards: Sequence[Shard], done: Callable[[Shard
     finally:
         if own:
             ray.shutdown()
+
+
+def require_ray() -> Any:
+    """The module ``ray``; asked for before a job writes anything.
+
+    Raises:
+        InputError: nobody answers at RAY_ADDRESS.
+        RecsysError: Ray is not installed.
+    """
+    try:
+        ray = importlib.import_module("ray")
+    except ImportError:
+        raise RecsysError("Ray is not installed: pip install 'recsys-ads[ray]', or --engine local") from None
+    address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdecimal() and not ray.is_initialized():
+        try:  # Ray itself goes on asking for minutes
+            socket.create_connection((host, int(port)), timeout=_RAY_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            raise InputError("no Ray cluster answers", file="RAY_ADDRESS", got=f"{address} ({error})",
+                             expected="the address of a running cluster, or none") from None
+    return ray
+
+
+def _start_ray(ray: Any, workers: int | None) -> None:
+    """Join the cluster that RAY_ADDRESS names, else start one on this machine."""
+    local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers, "include_dashboard": False}
+    try:
+        ray.init(log_to_driver=False, logging_level="ERROR", **local)
+    except Exception as error:  # of many kinds, its own time-outs as plain Exception
+        raise RecsysError(f"Ray did not start: {first_line(error)}; run again, or --engine local") from error
 
 
 def _ray_shard(task: Task, shard: Shard) -> int:

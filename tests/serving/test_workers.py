@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys.errors import InputError, RecsysError
-from recsys.serving import load_scorer, read_scores, score_batch, workers
+from recsys.serving import load_scorer, places, read_scores, score_batch, workers
 from recsys.serving.commands import main
 from recsys.serving.inputs import find_inputs, read_inputs
 from recsys.serving.job import new_job
@@ -30,7 +31,8 @@ from recsys.serving.shards import Task, Work, probe, score_shard
 from recsys.stage import sha256_file
 from recsys.storage import filesystem, join
 from tests import stores
-from tests.processes import children_of, command_line, live_glob
+from tests.processes import children_of, command_line, live_glob, wait_until
+from tests.ranks import free_port
 from tests.serving.conftest import make_impressions
 
 ROOT = Path(__file__).parents[2]
@@ -143,6 +145,37 @@ def test_calls_of_one_job_that_start_together_agree_on_it(tmp_path: Path, bucket
             thread.join()
         assert len(found) == 6
         assert len(set(found)) == 1
+
+
+@pytest.mark.parametrize("at", ["folder", "s3"])
+def test_a_call_waits_for_one_that_takes_long_to_start_the_same_job(tmp_path: Path, bucket: str, at: str,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    where = place(tmp_path / "out" if at == "folder" else str(join(bucket, "slow")))
+    writing, go, put, job = threading.Event(), threading.Event(), type(where).put, new_job("mine")
+
+    def slow(self: Any, name: str, data: bytes) -> None:
+        if name == "job.json":
+            writing.set()
+            assert go.wait(300)
+        put(self, name, data)
+
+    attempts: list[float] = []
+    sleep = time.sleep
+
+    def start() -> Any:
+        with where.start("mine", job) as started:
+            return started
+
+    monkeypatch.setattr(places, "_START_SECONDS", 0.0)
+    monkeypatch.setattr(type(where), "put", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(start)
+        assert writing.wait(300)
+        monkeypatch.setattr(places.time, "sleep", lambda seconds: (attempts.append(seconds), sleep(seconds))[1])
+        second = pool.submit(start)
+        wait_until(lambda: len(attempts) > 2 or second.done(), "the second call to ask again")
+        go.set()
+        assert first.result() == second.result() == job
 
 
 def test_two_calls_at_once_score_each_shard_once(model: Path, impressions: Path, tmp_path: Path,
@@ -310,6 +343,20 @@ def test_a_process_that_goes_on_loads_the_model_of_its_next_job(model: Path, lar
     (folder / "model.json").write_text(json.dumps(spec))  # and one of the same weights, which may be calibrated anew
     assert opened("three").scorer is not first
     workers._load.cache_clear()
+
+
+def test_a_ray_cluster_that_is_not_there_is_one_line_before_anything_is_touched(
+        model: Path, impressions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    settings = {"model": model, "input": impressions, "output": tmp_path / "out", "shard_rows": 500, "workers": 1}
+    score_batch(**settings)
+    (tmp_path / "out" / "manifest.json").unlink()
+    before = sorted(p.name for p in (tmp_path / "out").rglob("*"))
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
+    with pytest.raises(InputError, match=r"RAY_ADDRESS: no Ray cluster answers; got '127\.0\.0\.1:") as caught:
+        score_batch(**settings, engine="ray")
+    assert "\n" not in str(caught.value)
+    assert sorted(p.name for p in (tmp_path / "out").rglob("*")) == before
 
 
 @pytest.mark.slow
