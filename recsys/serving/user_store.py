@@ -32,6 +32,7 @@ from recsys.serving.counts import Counts
 USERS = Contract("USERS", (Column("user_id", pa.string(), required=True, nullable=False),))
 _BREAK_SECONDS = 1.0  # a store that did not answer is left alone for so long
 _BATCH = 2_000
+_TOO_LARGE = 2.0**128 - 2.0**103  # what is rounded to infinity in float32, in which models compute
 
 
 class UserStore(Protocol):
@@ -106,6 +107,7 @@ class RedisUsers:
             raise InputError("no users under this prefix", file=url, column=prefix,
                              expected="recsys load-users USERS.parquet --redis URL")
         self.schema = _read_schema(held)
+        self._numbers = [f.name for f in self.schema if pa.types.is_floating(f.type)]
 
     def get_many(self, ids: Sequence[str | None]) -> tuple[pa.Table, np.ndarray]:
         """As :class:`UserStore`."""
@@ -133,8 +135,9 @@ class RedisUsers:
             row = orjson.loads(value)
         except orjson.JSONDecodeError:
             row = None
-        if not isinstance(row, dict):  # somebody else writes under this prefix
-            self.counts.add(damaged=1)
+        if not isinstance(row, dict) or any(
+                isinstance(v := row.get(n), int | float) and abs(v) >= _TOO_LARGE for n in self._numbers):
+            self.counts.add(damaged=1)  # somebody else writes under this prefix
             return None
         return row
 

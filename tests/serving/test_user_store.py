@@ -124,12 +124,15 @@ def test_damaged_users_and_a_stopped_server_cost_the_features_and_are_counted(pa
     load_users(parquet, url)
     users = RedisUsers(url, timeout_ms=200)
     client = user_store.connect(url, 5.0)
-    for user, value in (("x", b"\xff"), ("y", b"[1]"), ("z", b'{"age": "old"}')):
+    for user, value in (("x", b"\xff"), ("y", b"[1]"), ("z", b'{"age": "old"}'), ("huge", b'{"score": 1e308}'),
+                        ("large", b'{"score": 3.4028235e38}')):
         client.set(f"recsys:user:{user}", value)
-    table, found = users.get_many(["x", "u1", "y"])
-    assert found.tolist() == [False, True, False]
+    table, found = users.get_many(["x", "u1", "y", "huge", "large"])
+    assert found.tolist() == [False, True, False, False, True]
+    assert table["score"].to_pylist()[3:] == [None, 3.4028235e38]
+    assert np.isfinite(np.float32(3.4028235e38))
     assert users.get_many(["z"])[1].tolist() == [False]
-    assert users.counts["damaged"] == 3
+    assert users.counts["damaged"] == 4
     server.send_signal(19)  # SIGSTOP: connections stand, nothing is answered
     calls = []
     ask = users._client.mget
