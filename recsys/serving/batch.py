@@ -148,8 +148,10 @@ def _run(job: Job, identity: dict[str, Any], work: Work, shards: list[Shard], ta
          workers: int | None, processes: Processes | None) -> dict[str, Any]:
     left = [s for s in shards if job.finished(s) is None]
     if not left and (previous := _intact(job)) is not None:
-        log.info("score: up to date, nothing to do (%s)", job.place.folder)
-        return {**previous, "cached": True}
+        if _names_parts(previous, job, shards):
+            log.info("score: up to date, nothing to do (%s)", job.place.folder)
+            return {**previous, "cached": True}
+        job.place.remove(MANIFEST)  # and written anew
     if len(left) < len(shards):
         log.info("score: %d of %d shards are finished already (%s)", len(shards) - len(left), len(shards),
                  job.place.folder)
@@ -180,6 +182,13 @@ def _intact(job: Job) -> dict[str, Any] | None:
             or job.place.mark(REJECTED_FILE) != previous["facts"]["rejected_mark"]:
         return None
     return previous
+
+
+def _names_parts(manifest: dict[str, Any], job: Job, shards: list[Shard]) -> bool:
+    """Whether a manifest names the parts that are there: in a store, where a part that is written again is another
+    object, a worker that had lost its claim may have done so behind the manifest."""
+    marks = [record["mark"] for s in shards if (record := job.finished(s)) is not None]
+    return marks == [part["mark"] for part in manifest["facts"]["parts"]]
 
 
 def _finish(job: Job, identity: dict[str, Any], work: Work, shards: list[Shard]) -> dict[str, Any]:

@@ -221,6 +221,24 @@ def test_a_shard_that_another_worker_finished_meanwhile_is_left_as_it_is(model: 
     assert not list(out.rglob("*.partial"))
 
 
+def test_a_part_written_again_behind_the_manifest_is_found_by_a_rerun(model: Path, impressions: Path, bucket: str,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    out = str(join(bucket, "late"))
+    score_batch(model, impressions, out, shard_rows=250)
+    want, store = read_scores(out), place(out)
+    part = json.loads(store.read("manifest.json") or b"")["facts"]["parts"][1]["name"]
+    record = f"_shards/{part.removeprefix('part-').removesuffix('.parquet')}.json"
+    # As in a store whose ETags change with every write, not with every change.
+    held, mark = json.loads(store.read(record) or b""), type(store).mark
+    monkeypatch.setattr(type(store), "mark", lambda self, name: "new" if name == part else mark(self, name))
+    store.put(record, json.dumps({**held, "mark": "new"}).encode())
+    with pytest.raises(InputError, match="damaged part"):
+        read_scores(out)
+    assert not score_batch(model, impressions, out, shard_rows=250)["cached"]
+    assert read_scores(out).equals(want)
+    assert score_batch(model, impressions, out, shard_rows=250)["cached"]
+
+
 def test_a_full_disk_is_one_line_and_the_rerun_goes_on(model: Path, impressions: Path, tmp_path: Path) -> None:
     score_batch(model, impressions, tmp_path / "whole", shard_rows=100)
     out = tmp_path / "out"
