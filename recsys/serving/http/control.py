@@ -36,6 +36,7 @@ class Control:
         self._reached: dict[str, int] = {}
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
+        self._models: Models | None = None
 
     def wanted(self) -> dict[str, str]:
         """Model -> version, or :data:`UNLOADED`, of those that a client has asked for; they count as reached."""
@@ -49,6 +50,7 @@ class Control:
         What was asked for while the models were being loaded is done when this returns: from here on this worker is
         one that :meth:`publish` waits for.
         """
+        self._models = models
         self._tell()
         self._catch_up(models)
         self._thread = threading.Thread(target=self._follow, args=(models,), name="control", daemon=True)
@@ -71,7 +73,8 @@ class Control:
             found = self._read(self._wanted)
             generation = 1 + max((g for g, _ in found.values()), default=0)
             write_atomic(self._wanted, json.dumps({**found, name: [generation, version]}))
-            self._reached[name] = generation
+            if self._serves(name) in (version, None):
+                self._reached[name] = generation  # else what another asked for came in between: follow this one, too
         self._tell()
         until = time.monotonic() + timeout
         while time.monotonic() < until and not self._end.is_set():
@@ -104,6 +107,15 @@ class Control:
                           version, error)
                 self._reached[name] = -generation
             self._tell()
+
+    def _serves(self, name: str) -> str | None:
+        """The version in use here, :data:`UNLOADED`, or None where no models are followed."""
+        if self._models is None:
+            return None
+        try:
+            return self._models.get(name).version
+        except UnknownModelError:
+            return UNLOADED
 
     def _tell(self) -> None:
         write_atomic(self._own, json.dumps(self._reached))

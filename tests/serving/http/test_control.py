@@ -51,6 +51,7 @@ def test_a_change_reaches_all_workers_before_it_is_reported(folders: dict[str, P
         with pytest.raises(UnknownModelError):
             first.get("m")
 
+        first.load("m", "1")
         shutil.rmtree(folders["m"] / "1")  # the second has no way to follow
         assert not mine.publish("m", "1")
         process.kill()
@@ -61,6 +62,30 @@ def test_a_change_reaches_all_workers_before_it_is_reported(folders: dict[str, P
         began = time.monotonic()
         assert mine.publish("m", "1", timeout=60)  # the dead are not waited for
         assert time.monotonic() - began < 30
+    finally:
+        process.kill()
+        process.wait()
+        mine.stop()
+        control.stop()
+
+
+def test_of_two_loads_at_once_in_two_workers_the_later_one_is_served_by_both(folders: dict[str, Path],
+                                                                            tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    mine, first = Control(shared, poll=0.01), Models(folders)
+    control, process = other(shared)
+    second = Models(folders)
+    try:
+        first.load("m", "1")
+        second.load("m", "1")
+        mine.follow(first)
+        control.follow(second)
+        first.load("m", "2")  # for a client of this worker, and before it is published ...
+        assert control.publish("m", "1")  # ... another worker's client has asked for the other one, which is followed
+        assert first.get("m").version == "1"
+        assert mine.publish("m", "2")
+        assert (first.get("m").version, second.get("m").version) == ("2", "2")
     finally:
         process.kill()
         process.wait()
