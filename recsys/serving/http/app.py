@@ -39,9 +39,8 @@ class App(Access):
         self.service = service
         self.router = Router([Mounted(r.path, named(r), methods=[r.method]) for r in routes], redirect_slashes=False,
                              default=_not_found, lifespan=lifespan)
-        free = frozenset(r.path for r in routes if r.free)
-        super().__init__(self.router, service.settings.token, free, service.bodies, service.metrics,
-                         service.settings.access_log)
+        super().__init__(self.router, service.settings.token, routes, service.check_room, service.bodies,
+                         service.metrics, service.settings.access_log)
 
 
 def make_app(model: str | Path | Mapping[str, Path], settings: Settings | None = None, *, device: str = "auto",

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from asyncio import AbstractEventLoop, TimerHandle, Transport
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import orjson
+from starlette.responses import Response
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from recsys.serving.http.routes import FULL
@@ -37,13 +38,15 @@ class Connections:
         head_timeout: seconds in which a request's head must have come, from when the connection was opened or, on one
             that was kept, from its first byte.
         closed: called with why a connection was closed that its client had left open: room, head, answer.
+        refuse: called with a request's scope; the answer where its head is enough to refuse it, else None.
 
     Attributes:
         open: those that have not been told to go.
     """
 
-    def __init__(self, most: int, head_timeout: float, closed: Callable[[str], None]) -> None:
-        self.most, self.head_timeout, self.closed = most, head_timeout, closed
+    def __init__(self, most: int, head_timeout: float, closed: Callable[[str], None],
+                 refuse: Callable[[MutableMapping[str, Any]], Response | None]) -> None:
+        self.most, self.head_timeout, self.closed, self.refuse = most, head_timeout, closed, refuse
         self.open: set[Connection] = set()
         self._new: OrderedDict[Connection, None] = OrderedDict()
         self._kept: OrderedDict[Connection, None] = OrderedDict()
@@ -160,6 +163,31 @@ class Connection(HttpToolsProtocol):
         if self._extra:
             self.scope[FULL] = True  # type: ignore[literal-required]
         super().on_headers_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """uvicorn's; a request that its head is enough to refuse gets no task.
+
+        Of requests that come together only the first can be refused so, and nobody who does not take his answers: what
+        bounds those are the pipeline's length and uvicorn's waiting for the socket.
+        """
+        if self.transport.is_closing():
+            return
+        refusal = None
+        if not (self._ended or self.flow.write_paused):
+            refusal = self._among.refuse(cycle.scope)  # type: ignore[arg-type]
+        if refusal is None:
+            super()._start_asgi_task(cycle, app)
+            return
+        headers = [*cycle.default_headers, *refusal.raw_headers]
+        closes = not cycle.keep_alive or cycle.waiting_for_100_continue  # such a body may come or not
+        if closes:
+            headers.append((b"connection", b"close"))
+        self.transport.write(b"".join([STATUS_LINE[refusal.status_code], *(b"%b: %b\r\n" % h for h in headers), b"\r\n",
+                                       b"" if cycle.scope["method"] == "HEAD" else refusal.body]))
+        cycle.response_started = cycle.response_complete = True
+        if closes or "connection" in refusal.headers:
+            self.transport.close()
+        self.on_response_complete()
 
     def on_body(self, body: bytes) -> None:
         """httptools'."""

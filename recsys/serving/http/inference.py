@@ -89,9 +89,9 @@ def inference_routes(service: Service) -> list[Route]:
     versions = (at, at + "/versions/{version}")
     either = {"application/json": schemas.INFER_REQUEST, "application/octet-stream": None}
     return [
-        *(Route("POST", p + "/infer", infer, "Scores of rows given as tensors", body=either,
+        *(Route("POST", p + "/infer", infer, "Scores of rows given as tensors", queued=True, body=either,
                 answer=schemas.INFER_ANSWER, errors=(404, 504), headers=TIMEOUT_SCHEMA | _BINARY) for p in versions),
-        Route("POST", "/v1/score", score, "Scores of rows given as JSON objects", errors=(404, 504),
+        Route("POST", "/v1/score", score, "Scores of rows given as JSON objects", queued=True, errors=(404, 504),
               headers=TIMEOUT_SCHEMA, body={"application/json": schemas.SCORE_REQUEST}, answer=schemas.SCORE_ANSWER),
         Route("GET", "/v2/health/live", live, "The process answers", free=True, answer=schemas.LIVE),
         Route("GET", "/v2/health/ready", ready, "All models are warm, and requests are taken", free=True,
@@ -113,7 +113,7 @@ def inference_routes(service: Service) -> list[Route]:
 
 async def _options(request: Request, service: Service, name: str, kind: type, default: Any) -> Any:
     """One key of a JSON body that may be absent."""
-    body = await service.body(request, queued=False)
+    body = await service.body(request)
     try:
         given = orjson.loads(body) if body else {}
     except orjson.JSONDecodeError as error:

@@ -53,12 +53,13 @@ class _RankRoutes:
         headers = TIMEOUT_SCHEMA
         return [
             Route("POST", "/v1/rank", self.rank, "Which ads to show, at what price, with what propensity",
-                  body={"application/json": schemas.RANK_REQUEST}, answer=schemas.RANK_ANSWER, errors=(404, 504),
-                  headers=headers),
+                  queued=True, body={"application/json": schemas.RANK_REQUEST}, answer=schemas.RANK_ANSWER,
+                  errors=(404, 504), headers=headers),
             Route("POST", "/v1/retrieve", self.retrieve, "Candidates that may be shown, best first, not ranked",
-                  body={"application/json": schemas.RANK_REQUEST}, answer=schemas.RETRIEVE_ANSWER, errors=(404,)),
+                  queued=True, body={"application/json": schemas.RANK_REQUEST}, answer=schemas.RETRIEVE_ANSWER,
+                  errors=(404,)),
             Route("POST", "/v1/feedback", self.feedback, "What came of impressions",
-                  body={"application/json": schemas.FEEDBACK_REQUEST}, answer=schemas.FEEDBACK_ANSWER)]
+                  queued=True, body={"application/json": schemas.FEEDBACK_REQUEST}, answer=schemas.FEEDBACK_ANSWER)]
 
     async def rank(self, request: Request) -> Response:
         timeout = timeout_of(request, self._service.settings.timeout)

@@ -8,12 +8,14 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import orjson
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recsys.errors import InputError
@@ -28,6 +30,7 @@ FULL = "recsys.full"
 """Key of a request's scope: it came when there were too many connections."""
 TIMEOUT = "timeout-ms"
 _FACTS = "recsys.facts"
+_LOOKED_AT = "recsys.looked_at"
 _MOST_SECONDS = 3600.0
 
 
@@ -41,6 +44,7 @@ class Route:
         handler: answers a request; what it raises becomes an error body (:class:`Access`).
         summary: one line for the API page.
         free: asks for no token.
+        queued: is for the model: refused while the queue has no room, whatever else is wrong with it.
         body: content type -> schema of the request's body, for the API page.
         answer: schema of a 200, for the API page; None: it has no JSON.
         unready: schema of a 503 that is an answer like a 200, for the API page.
@@ -54,6 +58,7 @@ class Route:
     handler: Callable[[Request], Awaitable[Response]]
     summary: str
     free: bool = False
+    queued: bool = False
     body: Mapping[str, Any] | None = None
     answer: Mapping[str, Any] | None = None
     unready: Mapping[str, Any] | None = None
@@ -98,15 +103,19 @@ class Access:
         app: the router.
         token: asked for as ``Authorization: Bearer TOKEN``; None: only programs on this machine are answered
             (:mod:`recsys.serving.http.origin`).
-        free: paths that all may ask for.
+        routes: those of the router.
+        check_room: raises :class:`QueueFullError` where the queue has no room.
         bodies: where the request's body, once it is answered, counts no more.
         metrics: where answers are counted.
         write: takes a line of the access log, or None.
     """
 
-    def __init__(self, app: ASGIApp, token: str | None, free: frozenset[str], bodies: Bodies, metrics: Metrics,
-                 write: Callable[[Mapping[str, Any]], None] | None) -> None:
-        self._app, self._free, self._bodies, self._metrics, self._write = app, free, bodies, metrics, write
+    def __init__(self, app: ASGIApp, token: str | None, routes: Sequence[Route], check_room: Callable[[], None],
+                 bodies: Bodies, metrics: Metrics, write: Callable[[Mapping[str, Any]], None] | None) -> None:
+        self._app, self._bodies, self._metrics, self._write = app, bodies, metrics, write
+        self._free = frozenset(r.path for r in routes if r.free)
+        self._queued = [(r, compile_path(r.path)[0]) for r in routes if r.queued]
+        self._check_room = check_room
         self._wanted = None if token is None else f"Bearer {token}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -124,7 +133,7 @@ class Access:
             await send(message)
 
         scope["app"] = self
-        refusal = self._refusal(scope)
+        refusal = None if scope.get(_LOOKED_AT) else self._refusal(scope)
         if refusal is None:
             try:
                 await self._app(scope, receive, counted)
@@ -138,6 +147,21 @@ class Access:
                 self._bodies.release(scope)
         else:
             await refusal(scope, receive, counted)
+        self._count(scope, began, sent)
+
+    def refuse(self, scope: Scope) -> Response | None:
+        """The answer to a request that its head is enough to refuse, counted and logged; None: call the app.
+
+        Under overload most requests end here, without a task, the router and a handler: what a refusal costs, answers
+        lack. A request that was looked at so is not looked at again.
+        """
+        began, refusal = time.perf_counter(), self._refusal(scope)
+        scope[_LOOKED_AT] = True
+        if refusal is not None:
+            self._count(scope, began, {"status": refusal.status_code, "bytes": len(refusal.body)})
+        return refusal
+
+    def _count(self, scope: Scope, began: float, sent: Mapping[str, int]) -> None:
         seconds, route = time.perf_counter() - began, scope.get("recsys.route", "other")
         self._metrics.requests.labels(route, sent["status"]).inc()
         self._metrics.seconds.labels(route).observe(seconds)
@@ -148,14 +172,23 @@ class Access:
         if scope["path"] in self._free:
             return None
         if scope.get(FULL):
-            return json_response({"error": "too many connections"}, 503, {"Retry-After": "1", "Connection": "close"})
+            return _refused(503, "too many connections", ("Retry-After", "1"), ("Connection", "close"))
         if self._wanted is None:
-            why = foreign(scope["headers"])
-            return None if why is None else json_response({"error": why}, 403)
-        given = [value for name, value in scope["headers"] if name == b"authorization"]
-        if len(given) == 1 and hmac.compare_digest(given[0], self._wanted):
-            return None
-        return json_response({"error": "no or wrong token"}, 401, {"WWW-Authenticate": "Bearer"})
+            if why := foreign(scope["headers"]):
+                return _refused(403, why)
+        else:
+            given = [value for name, value in scope["headers"] if name == b"authorization"]
+            if len(given) != 1 or not hmac.compare_digest(given[0], self._wanted):
+                return _refused(401, "no or wrong token", ("WWW-Authenticate", "Bearer"))
+        for route, path in self._queued:
+            if scope["method"] == route.method and path.match(scope["path"]):
+                scope["recsys.route"] = route.path
+                try:
+                    self._check_room()
+                except QueueFullError as error:
+                    return _full(error)
+                break
+        return None
 
 
 def named(route: Route) -> Callable[[Request], Awaitable[Response]]:
@@ -167,13 +200,22 @@ def named(route: Route) -> Callable[[Request], Awaitable[Response]]:
     return handler
 
 
+@lru_cache(256)
+def _refused(status: int, text: str, *headers: tuple[str, str]) -> Response:
+    return json_response({"error": text}, status, dict(headers))
+
+
+def _full(error: QueueFullError) -> Response:
+    return _refused(503, str(error), ("Retry-After", str(error.retry_after)))
+
+
 def _error(error: Exception) -> Response:
     if isinstance(error, InputError):
         return json_response({"error": _clean(str(error))}, 400)
     if isinstance(error, UnknownModelError):
         return json_response({"error": str(error)}, 404)
     if isinstance(error, QueueFullError):
-        return json_response({"error": str(error)}, 503, {"Retry-After": str(error.retry_after)})
+        return _full(error)
     if isinstance(error, DeadlineError):
         return json_response({"error": str(error)}, 504)
     if isinstance(error, HTTPException):

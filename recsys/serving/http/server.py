@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from starlette.responses import Response
+from starlette.types import Scope
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from recsys.errors import InputError
 from recsys.log import log, setup_logging
@@ -33,6 +36,7 @@ _KEEP_ALIVE = 75
 _GRACE = 30
 _SWITCH = 0.0005
 _GIVE_UP = 5
+_PROXIES = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1")  # uvicorn's variable and default
 _OTHER_FILES = 128  # that a process has open beside its connections
 
 
@@ -112,9 +116,10 @@ def _work(options: ServeOptions, listener: socket.socket, control: Control | Non
     gc.freeze()
     sys.setswitchinterval(_SWITCH)  # the event loop must not wait 5 ms for the model's thread
     connections = Connections(settings.connections, settings.head_timeout,
-                              lambda why: app.service.metrics.closed.labels(why).inc())
+                              lambda why: app.service.metrics.closed.labels(why).inc(), _refusing(app))
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE,
                             timeout_keep_alive=_KEEP_ALIVE, server_header=False, ws="none",
+                            forwarded_allow_ips=_PROXIES,
                             http=connections)  # type: ignore[arg-type]  # uvicorn only calls it
     log.info("serving %s on http://%s:%d (API: /docs)", ", ".join(options.models), options.host,
              listener.getsockname()[1])
@@ -124,6 +129,24 @@ def _work(options: ServeOptions, listener: socket.socket, control: Control | Non
         _Server(config, app, options.drain).run([listener])
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _refusing(app: App) -> Callable[[Scope], Response | None]:
+    """The app's ``refuse``, behind what uvicorn has a request go through first, which awaits nothing: where a proxy on
+    this machine says for whom it asks, the log says so, too."""
+    async def refuse(scope: Any, *_: Any) -> Any:
+        return app.refuse(scope)
+
+    proxied: Any = ProxyHeadersMiddleware(refuse, _PROXIES)
+
+    def run(scope: Scope) -> Response | None:
+        try:
+            proxied(scope, None, None).send(None)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        raise RuntimeError("it awaits something")
+
+    return run
 
 
 def _allow_files(connections: int) -> None:

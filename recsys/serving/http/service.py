@@ -103,12 +103,18 @@ class Service:
         for threads in (self._loader, self._parser):
             threads.shutdown(wait=False, cancel_futures=True)
 
-    async def body(self, request: Request, queued: bool = True) -> bytes:
-        """A request's body.
+    def check_room(self) -> None:
+        """Refuse a request for the model before its body is read.
 
-        Args:
-            request: not read yet.
-            queued: it is for the model: where the queue has no room, the body is not even read.
+        Raises:
+            QueueFullError: no room.
+        """
+        if not self._serving:
+            raise QueueFullError("not ready")
+        self._thread.check_room()
+
+    async def body(self, request: Request) -> bytes:
+        """The body of a request that is not read yet.
 
         Raises:
             QueueFullError: no room.
@@ -116,8 +122,6 @@ class Service:
         """
         if not self._serving:
             raise QueueFullError("not ready")
-        if queued:
-            self._thread.check_room()
         return await self.bodies.read(request)
 
     async def parse(self, function: Callable[..., T], body: bytes, *arguments: Any) -> T:

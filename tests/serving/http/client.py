@@ -18,6 +18,7 @@ from uvicorn.server import ServerState
 from recsys.serving import load_scorer
 from recsys.serving.http import App
 from recsys.serving.http.connection import Connections
+from recsys.serving.http.server import _refusing
 from tests.serving.conftest import make_impressions
 
 COLUMNS = ["user_id", "ad_id", "advertiser_id", "topic", "age", "history"]
@@ -63,7 +64,8 @@ async def listening(app: Any, most: int = 512, head_timeout: float = 10.0, close
                     ) -> AsyncIterator[tuple[tuple[str, int], Connections]]:
     """The app behind a real socket: its address and its connections."""
     config = uvicorn.Config(app, lifespan="off", access_log=False, log_level="critical", timeout_keep_alive=3600)
-    connections, state = Connections(most, head_timeout, closed), ServerState()
+    refuse = _refusing(app) if isinstance(app, App) else lambda _: None
+    connections, state = Connections(most, head_timeout, closed, refuse), ServerState()
     server = await asyncio.get_running_loop().create_server(lambda: connections(config, state, {}), "127.0.0.1", 0,
                                                             backlog=2048)
     try:
