@@ -11,7 +11,8 @@ counts from the moment at which a request was due.
                medians over --repeat runs
     rank       the same of /v1/rank with 500 candidates out of 12,000 ads (benchmarks/rank_setup.py), evenly spaced
     reloads    60 % of the capacity, evenly spaced, while versions are loaded, one every 1.5 s
-    overload   three times the capacity: answers a second beside the capacity, what the rest gets and when
+    overload   three times the capacity: answers a second beside the capacity (measured before and after, the greater
+               one), what the rest gets and when
     soak       the same for --seconds: memory of the server
     peer       capacity of a plain FastAPI + pydantic + torch service (benchmarks/peers/fastapi_plain.py) of the same
                trained model in float32, in turns with ours
@@ -238,9 +239,10 @@ def overload(model: Path, work: Path, args: argparse.Namespace) -> dict[str, Any
         load = run("127.0.0.1", port, requests, TIMES * most, args.seconds or 20)
         ending.set()
         watcher.join()
+        after = capacity(port, requests, 5)["answered_per_second"]
     summary = load.summary()
-    return {"capacity": most, "rate": TIMES * most, "seconds": load.elapsed, **summary,
-            "goodput_share": summary["answered_per_second"] / most,
+    return {"capacity": most, "capacity_after": after, "rate": TIMES * most, "seconds": load.elapsed, **summary,
+            "goodput_share": summary["answered_per_second"] / max(most, after),
             "memory_mib": {"start": sizes[0], "after_a_tenth": sizes[len(sizes) // 10], "end": sizes[-1],
                            "most": max(sizes), "tenths": [round(statistics.median(part), 1) for part in
                                                           np.array_split(sizes, min(10, len(sizes)))]}}
