@@ -78,6 +78,8 @@ def serve(options: ServeOptions) -> None:
     if not is_loopback(options.host) and not options.settings.token:
         raise InputError("an address open to others needs a token", file="--token", got=options.host,
                          expected="a token (--token or RECSYS_TOKEN), or --host 127.0.0.1")
+    if options.workers > 1:  # SO_REUSEPORT would let this service share the port with another one's workers
+        _bound(replace(options, workers=1)).close()
     with _bound(options) as listener:
         if options.workers == 1:
             _work(options, listener, None)

@@ -64,10 +64,12 @@ def test_an_open_address_needs_a_token_and_a_port_must_be_free(model: Path) -> N
     with pytest.raises(InputError, match="needs a token"):
         serve(ServeOptions({"ranker": model}, host="0.0.0.0"))
     with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # as another service's workers do
         s.bind(("127.0.0.1", 0))
         s.listen()
-        with pytest.raises(InputError, match="cannot listen"):
-            serve(ServeOptions({"ranker": model}, port=s.getsockname()[1]))
+        for workers in (1, 2):
+            with pytest.raises(InputError, match="cannot listen"):
+                serve(ServeOptions({"ranker": model}, port=s.getsockname()[1], workers=workers))
 
 
 def test_connections_need_open_files(model: Path) -> None:
