@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from recsys.config import ExperimentConfig
 from recsys.errors import InputError, RecsysError
 from recsys.log import log
-from recsys.stage import sha256_json
+from recsys.stage import sha256_json, write_atomic
 from recsys.training.journal import JOURNAL_FILE, Evaluation, Watch, read_journal
 from recsys.training.space import Choices, Space, configured, draw
 
@@ -218,9 +218,9 @@ def _tell(study: optuna.Study, trial: optuna.Trial, search: Search, folder: Path
         log.warning("trial %d failed: %s", trial.number, end)
     seconds = [line["sums"]["seconds"] for line in lines if line["kind"] == "step"]
     trial.set_user_attr("training_seconds", seconds[-1] if seconds else 0.0)
+    if lines:  # before the study is told: a trial that has ended is not run again to leave its record
+        write_atomic(folder.parent / f"{folder.name}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     study.tell(trial, value, state)
-    if lines:
-        (folder.parent / f"{folder.name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     shutil.rmtree(folder, ignore_errors=True)
 
 

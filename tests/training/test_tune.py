@@ -218,3 +218,22 @@ def test_unknown_metric_and_missing_optuna_are_one_line(tmp_path: Path, monkeypa
 def test_mean_metric_over_heads() -> None:
     assert mean_metric({"a": {"auc": 0.5}, "b": {"auc": 0.7}, "c": {"auc": None}}, "auc") == pytest.approx(0.6)
     assert mean_metric({"a": {"auc": None}}, "auc") is None
+
+
+def test_a_trial_killed_right_after_the_study_was_told_has_left_its_record(split: Path, tmp_path: Path,
+                                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    search = _search(tmp_path, trials=1)
+    study = open_study(search)
+    trial, tell = next_trial(study, search, []), study.tell
+
+    def killed(*arguments: Any) -> None:
+        tell(*arguments)
+        raise Killed
+
+    monkeypatch.setattr(study, "tell", killed)
+    assert trial is not None
+    with pytest.raises(Killed):
+        run_trial(study, trial, search, _train(split))
+    clear_finished(study, search)
+    assert [p.name for p in (tmp_path / "trials").iterdir()] == ["0000.jsonl"]
+    assert {line["kind"] for line in read_journal(tmp_path / "trials" / "0000.jsonl")} == {"step", "evaluation"}
