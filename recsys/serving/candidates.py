@@ -188,7 +188,8 @@ class CandidateSource:
             known = bool(found[0])
             self._counts.add(users_unknown=int(not known))
             columns |= {name: user[name] for name in user.column_names}
-            columns |= {name: columns[name].fill_null(value) for name, value in self._fallback.items()}
+            columns |= {name: columns[name].fill_null(value) for name, value in self._fallback.items()
+                        if columns[name].null_count}
         return pa.table(columns), known
 
     def candidates(self, ads: AdTable, request: RankRequest, side: pa.Table,
