@@ -21,12 +21,12 @@ from common import save
 from recsys.config import ModelConfig, TrainingConfig
 from recsys.features.batches import Batch, gather
 from recsys.features.encoded import Encoded, Jagged
+from recsys.memory import keep_freed_memory
 from recsys.models.build import KINDS
 from recsys.models.embeddings import SparseOptions, Table, make_embeddings
 from recsys.models.ranker import Inputs, Ranker
 from recsys.training.checkpoint import Checkpoints, TrainState
 from recsys.training.checkpoint_storage import verify
-from recsys.training.memory import keep_freed_memory
 from recsys.training.optimizers import make_optimizer
 from recsys.training.step import PlainStepper
 from recsys.training.world import World

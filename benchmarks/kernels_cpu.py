@@ -31,10 +31,10 @@ from recsys.kernels.lookup_interaction import lookup_interaction
 from recsys.kernels.quantised_bags import quantise, quantised_bags
 from torch.nn import functional
 
+from recsys.memory import keep_freed_memory
 from recsys.models.attention import TargetAttention
 from recsys.models.layers import mlp, tower
 from recsys.models.packed_linear import pack_linears
-from recsys.training.memory import keep_freed_memory
 from recsys.training.metrics import StreamingMetrics
 from recsys.training.step import BINS
 

@@ -33,12 +33,12 @@ from train_throughput import MODEL, RANKERS, TRAINING
 
 from recsys.config import ModelConfig, TrainingConfig
 from recsys.features.batches import Batch
+from recsys.memory import keep_freed_memory
 from recsys.models.build import KINDS
 from recsys.models.embeddings import SparseOptions, Table, make_embeddings
 from recsys.models.ranker import Inputs
 from recsys.serving.export import export_bundle
 from recsys.serving.scorer import Scorer
-from recsys.training.memory import keep_freed_memory
 from recsys.training.optimizers import make_optimizer
 from recsys.training.step import PlainStepper
 from recsys.training.trainer import train_model

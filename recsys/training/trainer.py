@@ -18,6 +18,7 @@ from recsys.content.semantic_ids import ResidualQuantiser, prefix_features
 from recsys.errors import InputError
 from recsys.features.stream import StreamLoader
 from recsys.log import log
+from recsys.memory import keep_freed_memory
 from recsys.models.build import KINDS, build_model
 from recsys.models.bundle import pick_device, save_bundle
 from recsys.models.embeddings import SparseOptions, plan_lines
@@ -30,7 +31,6 @@ from recsys.training.data import TrainingData, load_training_data, training_ad_i
 from recsys.training.evaluate import evaluate
 from recsys.training.journal import Journal, Watch
 from recsys.training.loop import TrainingRun
-from recsys.training.memory import keep_freed_memory
 from recsys.training.metrics import base_entropy
 from recsys.training.optimizers import make_optimizer
 from recsys.training.run_folder import CHECKPOINTS, write_run_definition

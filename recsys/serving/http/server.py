@@ -24,6 +24,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from recsys.errors import InputError
 from recsys.log import log, setup_logging
+from recsys.memory import keep_freed_memory
 from recsys.serving.http.app import App, make_app
 from recsys.serving.http.connection import Connections
 from recsys.serving.http.control import Control
@@ -37,6 +38,7 @@ _GRACE = 30
 _SWITCH = 0.0005
 _GIVE_UP = 5
 _PROXIES = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1")  # uvicorn's variable and default
+_BLOCK, _FREE = 32 << 20, 256 << 20  # larger blocks are large bodies and tables: those go back to the system
 _OTHER_FILES = 128  # that a process has open beside its connections
 
 
@@ -110,6 +112,7 @@ class _Server(uvicorn.Server):
 
 def _work(options: ServeOptions, listener: socket.socket, control: Control | None) -> None:
     """Serve in this process."""
+    keep_freed_memory(_BLOCK, _FREE)
     _allow_files(options.settings.connections)
     settings = replace(options.settings, access_log=access_line) if options.access_log else options.settings
     app = make_app(options.models, settings, device=options.device, control=control, more=_ranking(options))
