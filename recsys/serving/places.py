@@ -11,6 +11,7 @@ waste, never a wrong result: what they write is the same.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import random
@@ -21,6 +22,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -225,7 +227,7 @@ class ObjectPlace:
     @contextmanager
     def _claimed(self, name: str) -> Iterator[str]:
         """An object that says that this worker is there, kept fresh; gives its name."""
-        mine = f"_shards/{name}.claim-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        mine = f"_shards/{name}.claim-{_process_table()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.put(mine, b"{}")
         done = threading.Event()
         beat = threading.Thread(target=self._beat, args=(mine, done), daemon=True)
@@ -288,8 +290,8 @@ class ObjectPlace:
         listed = {n: t for n, t in self._listed("_shards").items() if ".claim-" in n and n.startswith(prefix)}
         now, alive = listed.get(mine or "", time.time_ns()), []
         for name, at in listed.items():
-            host, pid, _ = name.rpartition(".claim-")[2].rsplit("-", 2)
-            gone = host == socket.gethostname() and not _runs(int(pid))
+            table, pid, _ = name.rpartition(".claim-")[2].rsplit("-", 2)
+            gone = table == _process_table() and not _runs(int(pid))
             if gone or now - at > _EXPIRY * 1e9:
                 self.remove(name)
             elif name != mine and not name.startswith(but):
@@ -302,6 +304,15 @@ class ObjectPlace:
         root = f"{self._root}/{under}".rstrip("/")
         found = self._system.get_file_info(FileSelector(root, recursive=True, allow_not_found=True))
         return {f.path[len(self._root) + 1 :]: f.mtime_ns or 0 for f in found if f.is_file}
+
+
+@cache
+def _process_table() -> str:
+    """What makes a process id one of this machine: containers may have a host's name in common, and not its ids."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):  # no Linux
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text(), str(os.stat("/proc/self/ns/pid").st_ino)]
+    return f"{parts[0]}-{hashlib.sha256(''.join(parts).encode()).hexdigest()[:8]}"
 
 
 def _runs(pid: int) -> bool:

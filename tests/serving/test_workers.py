@@ -108,11 +108,14 @@ def test_claims_of_a_store_hold_off_others_and_those_of_the_dead_do_not(bucket: 
             assert not other
         with store.claim("b") as free:
             assert free
-    store.put(f"_shards/a.claim-{socket.gethostname()}-4194305-abc", b"{}")  # beyond the largest process id
+    store.put(f"_shards/a.claim-{places._process_table()}-4194305-abc", b"{}")  # beyond the largest process id
     with store.claim("a") as taken_over:
         assert taken_over
     store.put("_shards/a.claim-elsewhere-1-abc", b"{}")
     with store.claim("a") as held:
+        assert not held
+    store.put(f"_shards/b.claim-{socket.gethostname()}-00000000-4194305-abc", b"{}")  # a container of the host's name
+    with store.claim("b") as held:
         assert not held
 
 
