@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,8 +33,10 @@ def other(shared: Path) -> tuple[Control, subprocess.Popen]:
     return control, process
 
 
-def test_a_change_reaches_all_workers_before_it_is_reported(folders: dict[str, Path], tmp_path: Path) -> None:
-    shared = tmp_path / "shared"
+@contextmanager
+def two_workers(folders: dict[str, Path], shared: Path) -> Iterator[
+        tuple[Path, tuple[Control, Models], tuple[Control, Models], subprocess.Popen]]:
+    """The folder, this worker and another one, both of which serve version 1, and the other's process."""
     shared.mkdir()
     mine, first = Control(shared, poll=0.01), Models(folders)
     control, process = other(shared)
@@ -42,6 +46,16 @@ def test_a_change_reaches_all_workers_before_it_is_reported(folders: dict[str, P
         second.load("m", "1")
         mine.follow(first)
         control.follow(second)
+        yield shared, (mine, first), (control, second), process
+    finally:
+        process.kill()
+        process.wait()
+        mine.stop()
+        control.stop()
+
+
+def test_a_change_reaches_all_workers_before_it_is_reported(folders: dict[str, Path], tmp_path: Path) -> None:
+    with two_workers(folders, tmp_path / "shared") as (shared, (mine, first), (control, second), process):
         first.load("m", "2")
         assert mine.publish("m", "2")
         assert second.get("m").version == "2"
@@ -62,35 +76,16 @@ def test_a_change_reaches_all_workers_before_it_is_reported(folders: dict[str, P
         began = time.monotonic()
         assert mine.publish("m", "1", timeout=60)  # the dead are not waited for
         assert time.monotonic() - began < 30
-    finally:
-        process.kill()
-        process.wait()
-        mine.stop()
-        control.stop()
 
 
 def test_of_two_loads_at_once_in_two_workers_the_later_one_is_served_by_both(folders: dict[str, Path],
                                                                             tmp_path: Path) -> None:
-    shared = tmp_path / "shared"
-    shared.mkdir()
-    mine, first = Control(shared, poll=0.01), Models(folders)
-    control, process = other(shared)
-    second = Models(folders)
-    try:
-        first.load("m", "1")
-        second.load("m", "1")
-        mine.follow(first)
-        control.follow(second)
+    with two_workers(folders, tmp_path / "shared") as (_, (mine, first), (control, second), _):
         first.load("m", "2")  # for a client of this worker, and before it is published ...
         assert control.publish("m", "1")  # ... another worker's client has asked for the other one, which is followed
         assert first.get("m").version == "1"
         assert mine.publish("m", "2")
         assert (first.get("m").version, second.get("m").version) == ("2", "2")
-    finally:
-        process.kill()
-        process.wait()
-        mine.stop()
-        control.stop()
 
 
 def test_a_damaged_file_does_not_end_the_following(folders: dict[str, Path], tmp_path: Path) -> None:
